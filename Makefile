@@ -1,0 +1,93 @@
+# make book    build the book          make lab         open the chapters in JupyterLab
+# make test    test everything         make bench       timings against other ways to compute
+# make clean   remove what was built   make notebooks   store fresh outputs in book/
+#
+# make book DATASETS="mnist:4/9, cifar10:airplane/automobile"   the same pages on other images
+# make VENV=$CONDA_PREFIX book                                 in an environment of your own
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+DATASETS ?=
+
+# other images go to a folder of their own, so that the builds do not mix
+SLUG := $(shell printf %s '$(DATASETS)' | tr -cs '[:alnum:].+-' '_')
+BUILD ?= _build$(if $(SLUG),/$(SLUG))
+SITE := $(BUILD)/html/index.html
+STAGE := $(BUILD)/executed
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ntk-influence
+LIB := $(wildcard lib/*.py)
+CHAPTERS := $(filter-out book/ledger.ipynb,$(wildcard book/*.ipynb))
+STAGED := $(CHAPTERS:%=$(STAGE)/%)
+STATIC := _config.yml _toc.yml $(shell find book -type f ! -name '*.ipynb' ! -name '*.py' ! -path '*/.*')
+RECORDS := $(filter book/records/%,$(STATIC))
+
+# a job takes one thread, and the jobs run side by side
+MAKEFLAGS += -j$(JOBS)
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+BUILD_PY := $(ONE_THREAD) $(BIN)/python book/build.py
+
+.PHONY: help book test lab bench notebooks clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+book: $(SITE)
+	@echo "the book:   file://$(abspath $(SITE))"
+	@echo "the ledger: $(BUILD)/ledger.csv"
+
+test: $(READY)
+	$(BIN)/ruff check
+	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile \
+	    --nbval --nbval-sanitize-with tests/nbval-sanitize.cfg book
+
+lab: $(READY)
+	$(BIN)/jupyter lab book
+
+bench: $(READY)
+	@for file in bench/*.py; do $(BIN)/python $$file || exit 1; done
+
+# the outputs that git keeps are those of the default parameters
+notebooks: $(STAGE)/book/ledger.ipynb
+	$(if $(SLUG),$(error make notebooks takes no DATASETS: git keeps the default outputs))
+	@for chapter in $(CHAPTERS) book/ledger.ipynb; do \
+	    $(BUILD_PY) clean $(STAGE)/$$chapter $$chapter || exit 1; \
+	done
+	@touch $(STAGED) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
+
+clean:
+	rm -rf _build
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 book"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	    { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --editable '.[book,test]'
+	@touch $@
+
+# chapters: executed again when they or the library change, and kept only if every claim holds
+$(STAGED): $(STAGE)/%.ipynb: %.ipynb $(RECORDS:%=$(STAGE)/%) $(LIB) book/build.py $(READY)
+	@$(BUILD_PY) execute $< $@ $(if $(SLUG),--datasets '$(DATASETS)')
+
+$(BUILD)/ledger.csv: $(STAGED) _toc.yml
+	@for page in $(STAGE)/book/*.ipynb; do test -e book/$${page##*/} || rm $$page; done
+	@$(BUILD_PY) ledger $(STAGE)/book $@
+
+$(STAGE)/book/ledger.ipynb: book/ledger.ipynb $(BUILD)/ledger.csv
+	@$(BUILD_PY) execute $< $@
+
+$(STATIC:%=$(STAGE)/%): $(STAGE)/%: %
+	@mkdir -p $(@D) && cp $< $@
+
+$(SITE): $(STAGE)/book/ledger.ipynb $(STATIC:%=$(STAGE)/%) $(LIB)
+	@rm -rf $(BUILD)/_build
+	@echo building the site
+	@$(BIN)/jupyter-book build $(STAGE) --path-output $(BUILD) \
+	    -W -n --keep-going --all -q > $(BUILD)/site.log
+	@rm -rf $(BUILD)/html && mv $(BUILD)/_build/html $(BUILD)/html && rm -rf $(BUILD)/_build
+	@touch $@

@@ -1,0 +1,146 @@
+"""Execute a chapter, clean it for git, and collect the ledger.
+
+python book/build.py execute SOURCE TARGET [--datasets TEXT] [-p NAME VALUE ...]
+python book/build.py clean SOURCE TARGET
+python book/build.py ledger FOLDER CSV
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import csv
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+from PIL import Image
+
+from lib import ledger
+
+
+def parameters(notebook) -> set[str]:
+    """Return the names that the cell tagged `parameters` assigns."""
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
+    targets = [node for cell in cells for node in ast.walk(ast.parse(cell.source))]
+    return {n.id for n in targets if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def execute(source: Path, target: Path, values: dict, datasets: str | None = None) -> None:
+    """Run the notebook `source` in the folder of `target`, and keep it there if all cells pass.
+
+    `values` are parameters by name; `datasets` is passed to a notebook that has this parameter.
+    Raises `ValueError` for a name that the notebook does not have.
+    """
+    notebook = nbformat.read(source, as_version=4)
+    known = parameters(notebook)
+    if unknown := sorted(set(values) - known):
+        has = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"{source.name} has no parameter {', '.join(unknown)}; it has: {has}")
+    if datasets and "datasets" in known:
+        values = values | {"datasets": datasets}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    result = papermill.execute_notebook(
+        str(source),
+        None,
+        values,
+        kernel_name="python3",
+        cwd=str(target.parent),
+        progress_bar=False,
+        extra_arguments=["--log-level=ERROR"],
+    )
+    write(result, target)
+    print(f"executed {source.name} in {time.perf_counter() - start:.1f} s", flush=True)
+
+
+def clean(source: Path, target: Path) -> None:
+    """Copy an executed notebook without what differs from one run or machine to the next."""
+    notebook = nbformat.read(source, as_version=4)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    injected = "injected-parameters"
+    notebook.cells = [c for c in notebook.cells if injected not in c.metadata.get("tags", ())]
+    for cell in notebook.cells:
+        noise = {"papermill", "execution"} | (set() if cell.metadata.get("tags") else {"tags"})
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k not in noise}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                if png := output.get("data", {}).get("image/png"):
+                    output.data["image/png"] = quantise(png)
+    nbformat.validate(notebook)
+    write(notebook, target)
+
+
+def quantise(png: str, colours: int = 128) -> str:
+    """Return a base64 PNG in at most so many colours; one that has a palette stays as it is."""
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    if image.mode == "P":
+        return png
+    opaque = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
+    method = Image.Quantize.MEDIANCUT if opaque else Image.Quantize.FASTOCTREE
+    buffer = io.BytesIO()
+    image.convert("RGB" if opaque else "RGBA").quantize(colours, method).save(
+        buffer, "PNG", optimize=True
+    )
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def collect(folder: Path, target: Path) -> None:
+    """Write the ledger of the notebooks in `folder` as a table, one claim a row."""
+    records = ledger.collect(folder)
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ledger.COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+    holding = sum(record["holds"] for record in records)
+    print(f"{target}: {holding} of {len(records)} claims hold", flush=True)
+
+
+def write(notebook, target: Path) -> None:
+    """Write in one step, so that a run cut short leaves no half of a notebook behind."""
+    part = target.with_suffix(".part")
+    nbformat.write(notebook, part)
+    os.replace(part, target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, second in (("execute", "target"), ("clean", "target"), ("ledger", "target")):
+        command = commands.add_parser(name)
+        command.add_argument("source", type=Path)
+        command.add_argument(second, type=Path)
+        if name == "execute":
+            command.add_argument("--datasets", help="passed to a notebook that has this parameter")
+            command.add_argument("-p", nargs=2, action="append", default=[], dest="values")
+    args = parser.parse_args()
+    try:
+        if args.command == "execute":
+            values = {name: literal(value) for name, value in args.values}
+            execute(args.source, args.target, values, args.datasets)
+        else:
+            {"clean": clean, "ledger": collect}[args.command](args.source, args.target)
+    except (PapermillExecutionError, ValueError) as error:
+        sys.exit(f"{args.source}: {error}")
+
+
+def literal(text: str):
+    """Return the Python literal that `text` spells, or `text` itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+if __name__ == "__main__":
+    main()

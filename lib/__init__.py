@@ -1,0 +1,13 @@
+"""Influence functions of wide neural networks, computed exactly through the neural tangent kernel.
+
+An executable edition of R. Zhang and S. Zhang, *Rethinking Influence Functions of Neural Networks
+in the Over-parameterized Regime* (AAAI 2022). Each module holds one idea:
+
+- `lib.data`: images as unit vectors with labels ±1
+- `lib.kernel`: the neural tangent kernel (Eq 4)
+- `lib.ridge`: kernel ridge regression and every influence from one factorisation (Eq 5-9, 13-15)
+- `lib.network`: the network of finite width and its kernel (Eq 1)
+- `lib.ledger`: claims that are checked and kept
+- `lib.plots`: one style for every figure
+- `lib.check`: what is said of bad input
+"""

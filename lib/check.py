@@ -1,0 +1,138 @@
+"""Checks of what a caller passes in: each error names the argument, the value and the remedy.
+
+Nothing is repaired silently. All functions return the argument in the form the library works with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.ndarray:
+    """Return `x` as a finite NumPy array with `ndim` axes.
+
+    Raises `TypeError` for anything that is not numeric and `ValueError` for a wrong number of
+    axes, an empty array or a value that is not finite.
+
+    >>> array("Y", [1, -1], ndim=1)
+    array([ 1., -1.])
+    >>> array("Y", [1.0, float("nan")], ndim=1)
+    Traceback (most recent call last):
+    ...
+    ValueError: Y has 1 value that is not finite, the first at index (1,): nan; remove or impute it
+    """
+    if isinstance(x, torch.Tensor) and x.device.type != "cpu":
+        raise TypeError(f"{name} is a tensor on {x.device}; pass {name}.cpu()")
+    try:
+        x = np.asarray(x, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a numeric array, not {type(x).__name__}") from error
+    allowed = (ndim,) if isinstance(ndim, int) else ndim
+    if x.ndim not in allowed:
+        axes = " or ".join(map(str, allowed))
+        raise ValueError(f"{name} must have {axes} axes, but its shape is {x.shape}; reshape it")
+    if x.size == 0:
+        raise ValueError(f"{name} is empty: its shape is {x.shape}; pass at least one entry")
+    finite(name, x)
+    return x
+
+
+def finite(name: str, x) -> None:
+    """Raise `ValueError` if `x` (array or tensor) holds NaN or infinity, naming the first."""
+    total = float(x.sum())  # one pass without a temporary; may overflow, so look closer if it does
+    if np.isfinite(total):
+        return
+    bad = np.argwhere(~np.isfinite(np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x)))
+    if len(bad):
+        first = tuple(int(i) for i in bad[0])
+        values = "value that is" if len(bad) == 1 else "values that are"
+        raise ValueError(
+            f"{name} has {len(bad)} {values} not finite, the first at index {first}: "
+            f"{float(x[first])}; remove or impute it"
+        )
+
+
+def unit(name: str, x: torch.Tensor) -> torch.Tensor:
+    """Return the tensor `x` (rows, d) if every row has norm 1 to the precision of its dtype."""
+    if x.ndim != 2:
+        raise ValueError(
+            f"{name} must have 2 axes (rows, d), but its shape is {tuple(x.shape)}; reshape it"
+        )
+    if x.numel() == 0:
+        raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}; pass at least one row")
+    finite(name, x)
+    tolerance = 100 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5
+    norms = torch.linalg.vector_norm(x, dim=1)
+    worst = int((norms - 1).abs().argmax())
+    if abs(float(norms[worst]) - 1) > tolerance:
+        raise ValueError(
+            f"{name} must have rows of unit norm, but row {worst} has norm "
+            f"{float(norms[worst]):.6g}; scale it with lib.data.unit_rows({name})"
+        )
+    return x
+
+
+def labels(name: str, y, n: int) -> np.ndarray:
+    """Return `y` as `n` labels in [-1, 1]."""
+    y = array(name, y, ndim=1)
+    if len(y) != n:
+        raise ValueError(f"{name} has {len(y)} entries, but there are {n} points; pass one a point")
+    worst = int(np.abs(y).argmax())
+    if abs(y[worst]) > 1:
+        raise ValueError(
+            f"{name} must lie in [-1, 1], but {name}[{worst}] = {y[worst]:g}; "
+            "use -1 and +1 for the two classes, or scale the targets"
+        )
+    return y
+
+
+def number(name: str, x, *, above: float | None = None, at_least: float | None = None) -> float:
+    """Return `x` as a finite float, strictly greater than `above` or not less than `at_least`.
+
+    >>> number("lam", -1, at_least=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: lam must be a finite number >= 0, not -1; choose a larger one
+    """
+    try:
+        value = float(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, not {x!r}") from error
+    small = (above is not None and value <= above) or (at_least is not None and value < at_least)
+    if not np.isfinite(value) or small:
+        bound = f" > {above:g}" if above is not None else ""
+        bound = f" >= {at_least:g}" if at_least is not None else bound
+        remedy = "choose a larger one" if small else "pass a finite value"
+        raise ValueError(f"{name} must be a finite number{bound}, not {x!r}; {remedy}")
+    return value
+
+
+def integer(name: str, x, at_least: int = 1) -> int:
+    """Return `x` as an int not less than `at_least`."""
+    if isinstance(x, bool) or int(number(name, x)) != number(name, x):
+        raise ValueError(f"{name} must be an integer, not {x!r}")
+    if x < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, not {x!r}; choose a larger one")
+    return int(x)
+
+
+def indices(name: str, index, n: int) -> np.ndarray:
+    """Return `index` (one or several) as distinct integers in 0 .. n - 1.
+
+    >>> indices("remove", [3, 3], n=10)
+    Traceback (most recent call last):
+    ...
+    IndexError: remove names 3 more than once; name each point once
+    """
+    found = np.atleast_1d(np.asarray(index))
+    if found.ndim != 1 or found.size == 0 or not np.issubdtype(found.dtype, np.integer):
+        raise IndexError(f"{name} must be one or several integers, not {index!r}")
+    outside = found[(found < 0) | (found >= n)]
+    if outside.size:
+        raise IndexError(f"{name} = {outside[0]} is out of range; use 0 to {n - 1}")
+    values, counts = np.unique(found, return_counts=True)
+    if counts.max() > 1:
+        twice = values[counts.argmax()]
+        raise IndexError(f"{name} names {twice} more than once; name each point once")
+    return found

@@ -1,0 +1,145 @@
+"""The ledger: claims that are checked as they are made, and collected from the notebooks.
+
+A record lives in the output of the cell that made it, so a notebook carries its own records and a
+new run replaces them. `collect` reads them back, with the section each belongs to.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from IPython.display import HTML, display
+
+COLUMNS = ("item", "claim", "setting", "measured", "expected", "holds")
+_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_TESTS = {
+    "<=": float.__le__,
+    "<": float.__lt__,
+    ">=": float.__ge__,
+    ">": float.__gt__,
+    "==": float.__eq__,
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of the ledger: what the paper says, where it was tried and what came out."""
+
+    item: str
+    claim: str
+    setting: str
+    measured: str
+    expected: str
+    holds: bool
+
+    def __str__(self) -> str:
+        mark = "✓" if self.holds else "✗"
+        return (
+            f"{mark} {self.item} · {self.claim} · {self.setting} · "
+            f"measured {self.measured}, expected {self.expected}"
+        )
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        mark = "✓" if self.holds else "✗"
+        item, claim, setting, measured, expected = map(html.escape, list(asdict(self).values())[:5])
+        page = (
+            f"<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
+            f"measured <b>{measured}</b>, expected {expected.replace('&lt;=', '≤').replace('&gt;=', '≥')}</div>"
+        )
+        return {"text/plain": str(self), "text/html": page}
+
+
+def claim(item: str, claim: str, setting, measured: float, expected: str) -> None:
+    """Record a claim of the paper and raise `AssertionError` unless it holds.
+
+    Parameters
+    ----------
+    item : the paper's item, for instance "Eq 9"
+    claim : the claim in words
+    setting : data, sizes, seeds: anything whose `str` tells them
+    measured : the number that came out
+    expected : "<= 1e-9", "< 0.1", ">= 0.99", "> 0", "== 0" or "in [-0.6, -0.4]"
+
+    Raises `AssertionError` if the claim does not hold, NaN included, and `ValueError` for an
+    `expected` of another form.
+
+    >>> claim("Eq 4", "the diagonal is one half", "n = 2", 0.5, "== 0.5")
+    ✓ Eq 4 · the diagonal is one half · n = 2 · measured 0.5, expected == 0.5
+    """
+    _record(item, claim, setting, measured, expected, holds=_holds(measured, expected))
+
+
+def refute(item: str, claim: str, setting, measured: float, expected: str) -> None:
+    """Record a negative control: raise `AssertionError` if a check that must fail succeeds.
+
+    Takes what `claim` takes; `measured` comes from a wrong formula or a broken hypothesis, and
+    `expected` is the check of the right one. NaN refutes nothing, so it raises.
+
+    >>> refute("Eq 4", "the diagonal is one", "n = 2", 0.5, "== 1")
+    ✓ Eq 4 · control: the diagonal is one · n = 2 · measured 0.5, expected not == 1
+    """
+    fails = measured == measured and not _holds(measured, expected)
+    _record(item, f"control: {claim}", setting, measured, f"not {expected}", holds=fails)
+
+
+def _record(item, claim, setting, measured, expected, holds) -> None:
+    record = Record(item, claim, str(setting), f"{float(measured):.3g}", expected, bool(holds))
+    if not holds:
+        raise AssertionError(str(record))
+    display(record, metadata={"ledger": asdict(record)})
+
+
+def _holds(measured: float, expected: str) -> bool:
+    """Whether `measured` satisfies the text `expected`; NaN never does."""
+    value = float(measured)
+    if match := re.fullmatch(rf"(<=|<|>=|>|==) {_NUMBER}", expected):
+        return _TESTS[match[1]](value, float(match[2]))
+    if match := re.fullmatch(rf"in \[{_NUMBER}, {_NUMBER}\]", expected):
+        return float(match[1]) <= value <= float(match[2])
+    raise ValueError(
+        f"expected = {expected!r} is not understood; write '<= 1e-9', '< 0.1', '>= 0.99', '> 0', "
+        "'== 0' or 'in [-0.6, -0.4]'"
+    )
+
+
+def collect(folder) -> list[dict]:
+    """Return the records in the outputs of the notebooks of `folder`, in order of name and cell.
+
+    Each is a dict of `COLUMNS` plus `notebook`, the file's name, and `anchor`, the last MyST label
+    `(label)=` before the cell. Raises `FileNotFoundError` if the folder has no notebook.
+    """
+    notebooks = sorted(Path(folder).glob("*.ipynb"))
+    if not notebooks:
+        raise FileNotFoundError(f"folder = {str(folder)!r} holds no notebook (*.ipynb)")
+    records = []
+    for path in notebooks:
+        anchor = ""
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                labels = re.findall(r"^\(([\w-]+)\)=\s*$", "".join(cell["source"]), re.MULTILINE)
+                anchor = labels[-1] if labels else anchor
+            for output in cell.get("outputs", ()):
+                if found := output.get("metadata", {}).get("ledger"):
+                    records.append(found | {"notebook": path.name, "anchor": anchor})
+    return records
+
+
+def table(records: list[dict]) -> HTML:
+    """Return the records of `collect` as a table in which each item links to its section's page."""
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    rows = []
+    for record in records:
+        item, *cells, _ = (html.escape(str(record[name])) for name in COLUMNS)
+        page = f"{Path(record['notebook']).stem}.html#{record['anchor']}"
+        link = f'<td><a href="{page}">{item}</a></td>'
+        mark = "✓" if record["holds"] else "✗"
+        rows.append(f"<tr>{link}{''.join(f'<td>{cell}</td>' for cell in cells)}<td>{mark}</td></tr>")
+    body = "".join(rows)
+    return HTML(
+        f'<div style="overflow-x: auto"><table class="dataframe"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )

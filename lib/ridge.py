@@ -1,0 +1,261 @@
+"""Kernel ridge regression and the influence of its training points, in closed form (Eq 5-15).
+
+One factorisation of A = K + λI gives Q = A⁻¹, and everything else is a product with Q:
+predictions, leverages, leave-one-out predictions for all pairs, influences and their estimates.
+Letters are those of the paper: Y labels, lam the ridge λ, k = K∞(X, x_te), β = QY, α = Qk,
+r = f − y a residual, ρ = f^{∖i} − y_i a leave-one-out residual, h = diag(KQ) the leverage.
+Indices: i runs over the n training points (rows), te over the t test points (columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lapack
+
+from lib import check
+
+
+def objective(K, Y, lam: float, coefficients) -> float:
+    """Return the loss of kernel ridge regression at f = Σ_j c_j K∞(·, x_j).
+
+    Eq 5:  ½ ‖Kc − Y‖² + ½ λ cᵀKc:  a sum over the training points, not a mean.
+
+    K is (n, n), Y and `coefficients` are (n,); the result is in squared label units. Raises
+    `ValueError` for bad shapes or values. Source: Zhang and Zhang (2022), Eq 5.
+
+    >>> objective([[0.5]], [1.0], 0.5, [1.0])
+    0.25
+    """
+    K, Y, lam = _problem(K, Y, lam)
+    c = check.array("coefficients", coefficients, ndim=1)
+    if len(c) != len(Y):
+        raise ValueError(f"coefficients has {len(c)} entries, but Y has {len(Y)}; pass one a point")
+    Kc = K @ c
+    return float(0.5 * np.sum((Kc - Y) ** 2) + 0.5 * lam * (c @ Kc))
+
+
+class Ridge:
+    """Kernel ridge regression on the kernel matrix K with labels Y and ridge λ.
+
+    Eq 5, 6:  β = (K + λI)⁻¹Y minimises `objective`, and f(x_te) = kᵀβ.
+
+    Parameters
+    ----------
+    K : (n, n) symmetric kernel of the training points, for instance `lib.kernel.ntk(X)`
+    Y : (n,) labels in [-1, 1]
+    lam : ridge λ ≥ 0 in units of K; λ = 0 interpolates and needs a regular K
+
+    Attributes
+    ----------
+    Q : (n, n) inverse of A = K + λI
+    beta : (n,) dual coefficients β = QY
+    h : (n,) leverage h_i = [KQ]_ii = 1 − λQ_ii, the share of f(x_i) that comes from y_i, in [0, 1]
+    r : (n,) training residual r_i = f(x_i) − y_i = −λβ_i
+    rho : (n,) leave-one-out residual ρ_i = f^{∖i}(x_i) − y_i = −β_i/Q_ii
+
+    Raises
+    ------
+    ValueError
+        for bad shapes, labels or λ, and if A is singular, naming the duplicates
+
+    Source: Zhang and Zhang (2022), Eq 5, 6 and the identities behind Eq 9.
+
+    >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
+    >>> model.beta.tolist(), model.h.tolist(), model.rho.tolist()
+    ([1.0, -1.0], [0.5, 0.5], [-1.0, 1.0])
+    """
+
+    def __init__(self, K, Y, lam: float):
+        self.K, self.Y, self.lam = _problem(K, Y, lam)
+        self.Q = _inverse(self.K, self.lam)
+        q = self.Q.diagonal()
+        self.beta = self.Q @ self.Y
+        self.r = -self.lam * self.beta
+        self.rho = -self.beta / q
+        # λQ_ii → 1 for large λ: there the subtraction loses digits and the product keeps them
+        products = np.einsum("ij,ij->i", self.K, self.Q)
+        self.h = np.where(self.lam * q < 0.5, 1 - self.lam * q, products)
+
+    @property
+    def dof(self) -> float:
+        """Effective degrees of freedom Σ_i h_i = tr KQ, between 0 and n."""
+        return float(self.h.sum())
+
+    def predict(self, k) -> np.ndarray:
+        """Return f(x_te) = kᵀβ (Eq 6), shape (t,), for k = K∞(X, X_te) of shape (n, t) or (n,)."""
+        return self._columns(k).T @ self.beta
+
+    def remove(self, groups: Iterable, k) -> np.ndarray:
+        """Return the predictions after removing each group of training points, (groups, t).
+
+        f^{∖I}(x_te) = f(x_te) − α_Iᵀ (Q_II)⁻¹ β_I: the block form of Eq 9, no refit.
+
+        A group is an index or a list of distinct indices, `k` is (n, t). Raises `IndexError` for
+        an index out of range or named twice.
+
+        >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
+        >>> model.remove([0, [0, 1]], [[0.5], [0.25]]).tolist()
+        [[-0.25], [0.0]]
+        """
+        k = self._columns(k)
+        f = k.T @ self.beta
+        result = []
+        for group in groups:
+            I = check.indices("groups", group, len(self.Y))  # noqa: E741 the paper's letter
+            lost = np.linalg.solve(self.Q[np.ix_(I, I)], self.beta[I])
+            result.append(f - (self.Q[I] @ k).T @ lost)
+        return np.array(result)
+
+    def influence(self, k, y_te) -> Influence:
+        """Return the influence of every training point on every test point.
+
+        `k` = K∞(X, X_te) is (n, t), `y_te` the (t,) test labels in [-1, 1]. See `Influence`.
+        """
+        k = self._columns(k)
+        y_te = check.labels("y_te", y_te, k.shape[1])
+        return Influence(self, self.Q @ k, k.T @ self.beta, y_te)
+
+    def _columns(self, k) -> np.ndarray:
+        k = check.array("k", k, ndim=(1, 2))
+        if len(k) != len(self.Y):
+            raise ValueError(
+                f"k has shape {k.shape}, but there are {len(self.Y)} training points; "
+                "pass k = ntk(X, X_te) with one row a training point"
+            )
+        return k.reshape(len(k), -1)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Influence of n training points (rows) on the squared loss at t test points (columns).
+
+    A positive influence says that removing the point raises the loss: the point is helpful.
+    Every quantity is computed when asked for, from α, β and Q_ii; unit: half a squared label.
+
+    Attributes
+    ----------
+    model : the `Ridge` it belongs to
+    alpha : (n, t) α = Qk, how much f(x_te) moves per unit of y_i
+    f : (t,) predictions f(x_te), Eq 6
+    y_te : (t,) test labels
+
+    Source: Zhang and Zhang (2022), Eq 8, 9, 13, 14, 15.
+
+    >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
+    >>> inf = model.influence([[0.5], [0.25]], [1.0])
+    >>> inf.exact.tolist(), inf.ihvp.tolist()
+    ([[0.5], [-0.15625]], [[0.1875], [-0.09375]])
+    >>> (inf.T1 + inf.T2).tolist(), (0.5 * (inf.loo - 1) ** 2 - 0.5 * (inf.f - 1) ** 2).tolist()
+    ([[0.5], [-0.15625]], [[0.5], [-0.15625]])
+    """
+
+    model: Ridge
+    alpha: np.ndarray
+    f: np.ndarray
+    y_te: np.ndarray
+
+    @property
+    def r_te(self) -> np.ndarray:
+        """Test residuals r_te = f(x_te) − y_te, (t,)."""
+        return self.f - self.y_te
+
+    @property
+    def shift(self) -> np.ndarray:
+        """What removing x_i does to f(x_te): f^{∖i}(x_te) − f(x_te) = −α_iβ_i/Q_ii = α_iρ_i, (n, t)."""
+        return self.alpha * self.model.rho[:, None]
+
+    @property
+    def loo(self) -> np.ndarray:
+        """Leave-one-out predictions f^{∖i}(x_te) = f(x_te) − α_iβ_i/Q_ii (Eq 9), (n, t)."""
+        return self.f + self.shift
+
+    @property
+    def exact(self) -> np.ndarray:
+        """Exact influence I = ½(f^{∖i} − y_te)² − ½(f − y_te)² (Eq 8), (n, t).
+
+        Computed as (f^{∖i} − f)(r_te + ½(f^{∖i} − f)), which subtracts no two close squares.
+        """
+        shift = self.shift
+        influence = 0.5 * shift
+        influence += self.r_te
+        influence *= shift
+        return influence
+
+    @property
+    def T1(self) -> np.ndarray:
+        """First-order term T₁ = α_i r_te ρ_i of I = T₁ + T₂ (Eq 14), the estimate of Eq 15, (n, t)."""
+        return self.shift * self.r_te
+
+    @property
+    def T2(self) -> np.ndarray:
+        """Second-order term T₂ = ½ α_i² ρ_i² ≥ 0 of I = T₁ + T₂ (Eq 14), (n, t)."""
+        return 0.5 * self.shift**2
+
+    @property
+    def ihvp(self) -> np.ndarray:
+        """Inverse-Hessian-vector-product estimate Î = α_i r_te r_i (Eq 13), (n, t).
+
+        Î = (1 − h_i) T₁, hence I − Î = h_i I + (1 − h_i) T₂. It is 0 for λ = 0.
+        """
+        return self.alpha * self.r_te * self.model.r[:, None]
+
+    @property
+    def rescaled(self) -> np.ndarray:
+        """Repaired estimate Î/(1 − h_i), which is T₁ (Eq 15) and so defined for λ = 0 too, (n, t).
+
+        Source: the rescaled influence function, arXiv 2506.06656.
+        """
+        return self.T1
+
+
+def _problem(K, Y, lam) -> tuple[np.ndarray, np.ndarray, float]:
+    K = check.array("K", K, ndim=2)
+    n = len(K)
+    if K.shape != (n, n):
+        raise ValueError(f"K must be square, but its shape is {K.shape}; pass K = ntk(X)")
+    for start in range(0, n, 256):
+        rows = slice(start, start + 256)
+        gap = np.abs(K[rows] - K[:, rows].T).max()
+        if gap > 1e-10 * np.abs(K[rows]).max():
+            raise ValueError(f"K must be symmetric, but K and Kᵀ differ by {gap:.3g}; pass ntk(X)")
+    return K, check.labels("Y", Y, n), check.number("lam", lam, at_least=0)
+
+
+def _inverse(K: np.ndarray, lam: float) -> np.ndarray:
+    """Return (K + λI)⁻¹ from one Cholesky factorisation, in place of one copy of K."""
+    n = len(K)
+    A = np.array(K, order="C").T  # symmetric, so the transpose is what LAPACK wants: column-major
+    A[np.diag_indices(n)] += lam
+    norm = lapack.dlange("1", A)
+    factor, info = lapack.dpotrf(A, lower=True, clean=False, overwrite_a=True)
+    rcond = lapack.dpocon(factor, norm, uplo="L")[0] if info == 0 else 0.0
+    if rcond < n * np.finfo(float).eps:
+        raise ValueError(_singular(K, lam, rcond))
+    Q, _ = lapack.dpotri(factor, lower=True, overwrite_c=True)
+    for start in range(0, n, 256):  # dpotri fills one triangle: mirror it
+        stop = min(start + 256, n)
+        Q[start:stop, stop:] = Q[stop:, start:stop].T
+        square = np.tril(Q[start:stop, start:stop])
+        Q[start:stop, start:stop] = square + np.tril(square, -1).T
+    return Q
+
+
+def _singular(K: np.ndarray, lam: float, rcond: float) -> str:
+    """Say why K + λI has no inverse, naming the pair of points that are closest to duplicates."""
+    scale = np.sqrt(np.abs(K.diagonal()))
+    correlation = np.tril(np.abs(K) / np.outer(scale, scale), -1)
+    j, i = np.unravel_index(correlation.argmax(), K.shape)
+    cause = (
+        f"training points {i} and {j} are duplicates (or nearly so: their kernel correlation is "
+        f"{correlation[j, i]:.12g})"
+        if correlation[j, i] > 1 - 1e-6
+        else "no two points are duplicates, but K has not full rank (more than d antipodal pairs "
+        "do that)"
+    )
+    return (
+        f"K + lam I with lam = {lam:g} is singular to working precision (reciprocal condition "
+        f"{rcond:.1e}): {cause}; remove one of them or choose lam > 0"
+    )

@@ -1,0 +1,102 @@
+"""The network of Eq 1 and its finite-width kernel: by hand, against autodiff, against Eq 4."""
+
+import numpy as np
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from lib.kernel import ntk
+from lib.network import BLOCK, finite_kernel, forward, initialise
+
+
+def points(n, d, seed=0):
+    X = np.random.default_rng(seed).standard_normal((n, d))
+    return X / np.linalg.norm(X, axis=1, keepdims=True)
+
+
+def test_eq1_by_hand():
+    X = np.array([[1.0, 0.0], [0.6, 0.8]])
+    W = np.array([[1.0, -1.0], [1.0, 0.5]])  # pre-activations [[1, -1], [1.4, -0.2]]
+    a = np.array([-1.0, 1.0])
+    np.testing.assert_allclose(forward(X, W, a), np.array([-1.0, -1.4]) / 2**0.5)
+    W[1, 1] = 2.0  # now the second neuron is active on the second point: 1.0
+    np.testing.assert_allclose(forward(X, W, a), np.array([-1.0, -0.4]) / 2**0.5)
+
+
+@pytest.mark.parametrize("antisymmetric", [False, True])
+def test_eq1_finite_kernel_is_the_gram_matrix_of_autodiff_gradients(antisymmetric):
+    X, X2, m = points(7, 5), points(4, 5, seed=1), 12
+    W, a = (torch.as_tensor(v) for v in initialise(5, m, 0.3, 3, antisymmetric))
+    jacobian = vmap(grad(lambda W, x: forward(x, W, a)), (None, 0))
+    J, J2 = (jacobian(W, torch.as_tensor(v)).flatten(1) for v in (X, X2))
+    settings = {"m": m, "seed": 3, "antisymmetric": antisymmetric, "dtype": "float64"}
+    np.testing.assert_allclose(finite_kernel(X, **settings), J @ J.T, atol=1e-14)
+    np.testing.assert_allclose(finite_kernel(X, X2, **settings), J @ J2.T, atol=1e-14)
+
+
+@pytest.mark.parametrize("m", [1, BLOCK - 2, 3 * BLOCK + 10])
+def test_eq1_blocks_of_neurons_agree_with_the_whole(m):
+    X = points(9, 4)
+    W, _ = initialise(4, m, 1.0, 0)
+    S = (X @ W > 0).astype(float)
+    K = finite_kernel(X, m=m, seed=0, dtype="float64")
+    np.testing.assert_allclose(K, (X @ X.T) * (S @ S.T) / m, atol=1e-15)
+    assert W.shape == (4, m)
+
+
+def test_eq4_is_the_mean_of_finite_kernels_within_four_standard_errors():
+    X = points(6, 8)
+    draws = np.stack([finite_kernel(X, m=2000, seed=s) for s in range(40)])
+    error = draws.mean(0) - ntk(X)
+    z = error / (draws.std(0, ddof=1) / len(draws) ** 0.5)
+    assert np.abs(z).max() < 4, z
+    wrong = (draws.mean(0) - 1.1 * ntk(X)) / (draws.std(0, ddof=1) / len(draws) ** 0.5)
+    assert np.abs(wrong).max() > 4  # the same check refuses a kernel that is 10 % too large
+
+
+def test_eq1_initialisation_has_the_stated_law():
+    W, a = initialise(50, 20_000, 0.2, 5)
+    standard_error = 0.2 / (2 * W.size) ** 0.5
+    assert abs(W.std() - 0.2) < 4 * standard_error and abs(W.mean()) < 4 * 0.2 / W.size**0.5
+    assert set(a) == {-1.0, 1.0} and abs(a.sum()) < 4 * len(a) ** 0.5
+
+
+def test_eq1_antisymmetric_pairs_start_at_zero_and_plain_at_order_kappa():
+    X = points(20, 6)
+    paired = forward(X, *initialise(6, 2 * BLOCK + 6, 0.5, 1, antisymmetric=True))
+    assert np.abs(paired).max() < 1e-13
+    plain = np.stack([forward(X, *initialise(6, 300, 0.5, s)) for s in range(200)])
+    rms = (plain**2).mean() ** 0.5  # E f² = kappa² E relu(N(0, 1))² = kappa²/2
+    assert abs(rms / (0.5 / 2**0.5) - 1) < 0.1
+
+
+def test_eq1_single_precision_counts_differ_only_at_kinks():
+    X = points(30, 10)
+    K32, K64 = (finite_kernel(X, m=5000, seed=0, dtype=d) for d in ("float32", "float64"))
+    assert np.abs(K32 - K64).max() <= 2 / 5000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kappa": 0.0}, "kappa must be a finite number > 0"),
+        ({"kappa": float("nan")}, "kappa must be a finite number"),
+        ({"m": 0}, "m must be at least 1"),
+        ({"m": 7, "antisymmetric": True}, "m must be even.*use 8"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_eq1_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        initialise(**({"d": 3, "m": 4, "kappa": 0.1, "seed": 0} | change))
+
+
+def test_eq1_bad_points():
+    X = points(3, 4)
+    with pytest.raises(ValueError, match="X must have rows of unit norm, but row 0"):
+        finite_kernel(2 * X, m=4, seed=0)
+    with pytest.raises(ValueError, match="X2 must have 4 columns"):
+        finite_kernel(X, points(3, 5), m=4, seed=0)
+    X[1, 2] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        finite_kernel(X, m=4, seed=0)

@@ -1,0 +1,164 @@
+"""The built site in a headless browser that reaches nothing but this machine.
+
+`SITE` names the folder of the site (default `_build/html`). Without a site or a browser the tests
+are skipped, unless `CI` is set: then they fail.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+SITE = Path(os.environ.get("SITE", Path(__file__).parents[1] / "_build" / "html"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PHONE, DESKTOP = (390, 844), (1280, 900)
+
+# what a page is asked once its formulas are set
+PROBE = """
+const done = arguments[arguments.length - 1];
+const text = element => {
+  const copy = element.cloneNode(true);
+  copy.querySelectorAll('pre, code, script, style, mjx-container').forEach(x => x.remove());
+  return copy.textContent;
+};
+const report = () => done({
+  ids: [...document.querySelectorAll('[id]')].map(x => x.id),
+  links: [...document.querySelectorAll('[href], [src]')]
+    .map(x => x.href?.baseVal ?? x.href ?? x.src),
+  formulas: document.querySelectorAll('.math').length,
+  untypeset: [...document.querySelectorAll('.math')]
+    .filter(x => !x.querySelector('mjx-container') || x.querySelector('mjx-merror'))
+    .map(x => x.textContent),
+  text: text(document.querySelector('main') ?? document.body),
+  broken: [...document.images].filter(x => x.complete && !x.naturalWidth).map(x => x.src),
+  wider: document.documentElement.scrollWidth - window.innerWidth,
+});
+if (document.querySelector('.math')) {
+  const typeset = () => window.MathJax?.startup?.promise
+    ? MathJax.startup.promise.then(report) : setTimeout(typeset, 50);
+  typeset();
+} else report();
+"""
+
+
+def unavailable(reason: str):
+    """Skip with the reason, or fail with it in CI."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def root():
+    """The address of the site, served on the loopback address."""
+    if not (SITE / "index.html").is_file():
+        unavailable(f"there is no site in {SITE}; `make book` builds one")
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if not (binary and driver):
+        unavailable("no headless browser: Chromium and chromedriver are needed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--no-proxy-server",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(root, browser) -> dict[str, dict]:
+    """What every page says for itself at the width of a desktop: name -> answers of the probe."""
+    files = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts)
+    names = [file.relative_to(SITE).as_posix() for file in files]
+    return {name: visit(browser, root + name, DESKTOP) for name in names if name != "index.html"}
+
+
+def visit(browser, address: str, size: tuple[int, int]) -> dict:
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get_log("browser")  # empties it
+    browser.get(address)
+    page = browser.execute_async_script(PROBE)
+    page["errors"] = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+    return page
+
+
+def test_front_page_leads_to_the_book(root, browser):
+    browser.get(root)
+    assert browser.current_url.startswith(root) and browser.title
+
+
+def told(pages: dict, key: str) -> str:
+    """What the pages have to say under a key, a line each."""
+    return "\n".join(f"{name}: {item}" for name, page in pages.items() for item in page[key])
+
+
+def test_pages_load_without_an_error(pages):
+    assert pages
+    assert not told(pages, "errors")
+
+
+def test_images_are_shown(pages):
+    assert not told(pages, "broken")
+
+
+def test_formulas_are_typeset(pages):
+    assert sum(page["formulas"] for page in pages.values()) > 0, "no page has a formula"
+    assert not told(pages, "untypeset")
+
+
+@pytest.mark.parametrize(
+    "mark", ["\\(", "\\[", "$$", "\\frac", "\\lambda", "{cite", "{prf:ref", "{eq}"]
+)
+def test_no_markup_is_left_in_the_text(pages, mark):
+    assert not [name for name, page in pages.items() if mark in page["text"]]
+
+
+def test_links_inside_the_book_lead_somewhere(root, pages):
+    ids = {root + name: set(page["ids"]) for name, page in pages.items()}
+    broken = []
+    for name, page in pages.items():
+        for link in filter(lambda link: link.startswith(root), page["links"]):
+            address, anchor = urldefrag(link)
+            path = SITE / unquote(address.removeprefix(root).split("?")[0])
+            if not path.exists():
+                broken.append(f"{name} -> {link}: no such page")
+            elif anchor and address in ids and unquote(anchor) not in ids[address]:
+                broken.append(f"{name} -> {link}: no such place on the page")
+    assert not broken, "\n".join(broken)
+
+
+def test_nothing_is_wider_than_a_phone(root, browser, pages):
+    wider = {name: visit(browser, root + name, PHONE)["wider"] for name in pages}
+    assert not {name: pixels for name, pixels in wider.items() if pixels > 1}
