@@ -39,7 +39,7 @@ book: $(SITE)
 	@echo "the book:   file://$(abspath $(SITE))"
 	@echo "the ledger: $(BUILD)/ledger.csv"
 
-test: $(READY)
+test: $(READY) $(if $(filter book,$(MAKECMDGOALS)),$(SITE))
 	$(BIN)/ruff check
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile \
@@ -67,7 +67,9 @@ $(READY): pyproject.toml
 	    { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 book"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	    { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --editable '.[book,test]'
+	@echo "installing into $(VENV): a few minutes, once"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --no-compile --progress-bar on --editable '.[book,test]'
 	@touch $@
 
 # chapters: executed again when they or the library change, and kept only if every claim holds

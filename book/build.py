@@ -54,7 +54,7 @@ def execute(source: Path, target: Path, values: dict, datasets: str | None = Non
         kernel_name="python3",
         cwd=str(target.parent),
         progress_bar=False,
-        extra_arguments=["--log-level=ERROR"],
+        extra_arguments=["--log-level=CRITICAL"],
     )
     write(result, target)
     print(f"executed {source.name} in {time.perf_counter() - start:.1f} s", flush=True)

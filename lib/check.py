@@ -25,7 +25,7 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
     if isinstance(x, torch.Tensor) and x.device.type != "cpu":
         raise TypeError(f"{name} is a tensor on {x.device}; pass {name}.cpu()")
     try:
-        x = np.asarray(x, dtype=dtype)
+        x = np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a numeric array, not {type(x).__name__}") from error
     allowed = (ndim,) if isinstance(ndim, int) else ndim
@@ -40,7 +40,8 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
 
 def finite(name: str, x) -> None:
     """Raise `ValueError` if `x` (array or tensor) holds NaN or infinity, naming the first."""
-    total = float(x.sum())  # one pass without a temporary; may overflow, so look closer if it does
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(x.sum())  # one pass, no temporary; it may overflow, so look closer if it does
     if np.isfinite(total):
         return
     bad = np.argwhere(~np.isfinite(np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x)))
@@ -96,7 +97,7 @@ def number(name: str, x, *, above: float | None = None, at_least: float | None =
     ValueError: lam must be a finite number >= 0, not -1; choose a larger one
     """
     try:
-        value = float(x)
+        value = float(x + 0)  # which refuses text
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number, not {x!r}") from error
     small = (above is not None and value <= above) or (at_least is not None and value < at_least)

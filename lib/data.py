@@ -83,7 +83,7 @@ def unit_rows(X) -> np.ndarray:
     blank = np.flatnonzero(norms == 0)
     if len(blank):
         raise ValueError(
-            f"X[{blank[0]}] is all zeros and has no direction; remove that image (zeros: {len(blank)})"
+            f"X[{blank[0]}] is all zeros and has no direction; remove it ({len(blank)} such rows)"
         )
     return X / norms
 
@@ -119,7 +119,7 @@ def load(
     """
     for argument, value in (("n_train", n_train), ("n_test", n_test)):
         if check.integer(argument, value, at_least=2) % 2:
-            raise ValueError(f"{argument} = {value} is odd; half of each label needs an even number")
+            raise ValueError(f"{argument} = {value} is odd; half of each label needs an even one")
     source, _, wanted = name.partition(":") if not Path(name).is_dir() else (name, "", "")
     there, train, test = _source(source, size)
     groups = _classes(source, wanted, there)
@@ -182,8 +182,8 @@ def _take(argument: str, members: np.ndarray, count: int, group: list[int], ther
     if count > len(members):
         names = "+".join(there[c] for c in group)
         raise ValueError(
-            f"{argument} = {2 * count} needs {count} images of {names}, but only {len(members)} are "
-            f"there (or left); use {argument} <= {2 * len(members)}"
+            f"{argument} = {2 * count} needs {count} images of {names}, but only {len(members)} "
+            f"are there (or left); use {argument} <= {2 * len(members)}"
         )
     return members[:count]
 
@@ -225,19 +225,19 @@ def _torchvision(source: str, train: bool):
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[source]
     where = root()
     try:
-        try:
-            return kind(str(where), train=train, download=False)
-        except RuntimeError:  # torchvision: not found or corrupted
-            where.mkdir(parents=True, exist_ok=True)
-            return kind(str(where), train=train, download=True)
+        return kind(str(where), train=train, download=False)
+    except Exception as error:
+        if "download=True" not in str(error):  # torchvision's advice when nothing is there
+            raise OSError(
+                f"a file of {source} below {where} is damaged ({error}); delete it to download it anew"
+            ) from error
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        return kind(str(where), train=train, download=True)
     except (RuntimeError, OSError) as error:
         raise OSError(
             f"{source} is not below {where} and could not be downloaded ({error}); set {VARIABLE} "
             "to the folder that holds it, or use 'digits', which is embedded and needs no network"
-        ) from error
-    except Exception as error:
-        raise OSError(
-            f"a file of {source} below {where} is damaged ({error}); delete it to download it anew"
         ) from error
 
 
@@ -258,12 +258,14 @@ def _folder(folder: Path, size: int | None) -> tuple[list[str], Pool]:
             try:
                 image = dataset.loader(path)
             except OSError as error:
-                raise OSError(f"image {path} cannot be read ({error}); remove or replace it") from error
+                raise OSError(f"image {path} cannot be read ({error}); replace it") from error
             image = image if size is None else image.resize((size, size))
             images.append(np.asarray(image, dtype=np.float64) / 255)
         shapes = {image.shape for image in images}
         if len(shapes) > 1:
-            raise ValueError(f"images in {folder} differ in size: {sorted(shapes)[:4]}; pass size=32")
+            raise ValueError(
+                f"images in {folder} differ in size: {sorted(shapes)[:4]}; pass size=32 to resize"
+            )
         return np.stack(images)
 
     return dataset.classes, Pool(np.array(dataset.targets), read)

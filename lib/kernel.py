@@ -46,19 +46,17 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
     [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
     """
     A = _points("X", X, dtype)
-    B = A if X2 is None else _points("X2", X2, dtype)
+    B = A if X2 is None else _points("X2", X2, dtype, beside=A)
     if A.shape[1] != B.shape[1]:
         raise ValueError(
             f"X2 has {B.shape[1]} columns, but X has {A.shape[1]}; both need the same inputs"
         )
-    if A.device != B.device:
-        raise ValueError(f"X2 is on {B.device}, but X is on {A.device}; move one of them")
     block = check.integer("block", block)
     K = torch.empty(len(A), len(B), dtype=A.dtype, device=A.device)
     for start in range(0, len(A), block):
         rows = slice(start, min(start + block, len(A)))
         columns = slice(start if X2 is None else 0, len(B))
-        K[rows, columns] = _block(A[rows], B[columns], K.numel())
+        K[rows, columns] = _block(A[rows], B[columns], K.numel(), own=X2 is None)
         if X2 is None:
             K[rows.stop :, rows] = K[rows, rows.stop :].T
             square = K[rows, rows]
@@ -67,33 +65,40 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
     return K if isinstance(X, torch.Tensor) else K.numpy()
 
 
-def _points(name: str, X, dtype: str) -> torch.Tensor:
+def _points(name: str, X, dtype: str, beside: torch.Tensor | None = None) -> torch.Tensor:
     """Return the rows of X as a tensor of the dtype asked for, checked in the dtype they have."""
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype must be 'float64' or 'float32', not {dtype!r}")
     if not isinstance(X, torch.Tensor):
         kind = getattr(X, "dtype", None)
-        X = np.asarray(X, dtype=np.float32 if kind == np.float32 else np.float64)
-        X = torch.from_numpy(np.ascontiguousarray(X))
+        X = np.require(X, np.float32 if kind == np.float32 else np.float64, ["C", "W"])
+        X = torch.from_numpy(X)
     elif X.dtype not in (torch.float32, torch.float64):
         X = X.double()
+    if beside is not None and X.device != beside.device:
+        raise ValueError(f"{name} is on {X.device}, but X is on {beside.device}; move one of them")
     return check.unit(name, X).to(getattr(torch, dtype))
 
 
-def _block(A: torch.Tensor, B: torch.Tensor, budget: int) -> torch.Tensor:
-    """Return Eq 4 for the rows of A against those of B; `budget` numbers bound a temporary."""
+def _block(A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> torch.Tensor:
+    """Return Eq 4 for the rows of A against those of B; `budget` numbers bound a temporary.
+
+    With `own`, B begins with A itself, and the pairs of a point with itself are left to the caller.
+    """
     u = A @ B.T
-    near = (u.abs() > 1 - NEAR).nonzero()
+    if own:
+        u.fill_diagonal_(0)
+    near = u.abs() > 1 - NEAR
     u.clamp_(-1, 1)
     K = torch.acos(u).neg_().add_(math.pi).mul_(u).div_(2 * math.pi)
-    for pairs in near.split(max(1, budget // (4 * A.shape[1]))):
-        i, j = pairs.T
-        K[i, j] = _from_chords(A[i], B[j])
+    for i in near.any(dim=1).nonzero().flatten().tolist():
+        for j in near[i].nonzero().flatten().split(max(1, budget // (2 * A.shape[1]))):
+            K[i, j] = _from_chords(A[i], B[j])
     return K
 
 
-def _from_chords(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return Eq 4 row by row with the angle from the chords ‖x − y‖ and ‖x + y‖."""
-    minus = torch.linalg.vector_norm(x - y, dim=1)
-    plus = torch.linalg.vector_norm(x + y, dim=1)
+def _from_chords(x: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
+    """Return Eq 4 for x (d,) and each row y of Y, the angle from the chords ‖x − y‖, ‖x + y‖."""
+    minus = torch.linalg.vector_norm(Y - x, dim=1)
+    plus = torch.linalg.vector_norm(Y + x, dim=1)
     return torch.cos(2 * torch.atan2(minus, plus)) * torch.atan2(plus, minus) / math.pi

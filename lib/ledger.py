@@ -46,9 +46,10 @@ class Record:
     def _repr_mimebundle_(self, include=None, exclude=None):
         mark = "✓" if self.holds else "✗"
         item, claim, setting, measured, expected = map(html.escape, list(asdict(self).values())[:5])
+        expected = expected.replace("&lt;=", "≤").replace("&gt;=", "≥")
         page = (
             f"<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
-            f"measured <b>{measured}</b>, expected {expected.replace('&lt;=', '≤').replace('&gt;=', '≥')}</div>"
+            f"measured <b>{measured}</b>, expected {expected}</div>"
         )
         return {"text/plain": str(self), "text/html": page}
 
@@ -133,11 +134,10 @@ def table(records: list[dict]) -> HTML:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = []
     for record in records:
-        item, *cells, _ = (html.escape(str(record[name])) for name in COLUMNS)
+        item, *cells = (html.escape(str(record[name])) for name in COLUMNS[:-1])
         page = f"{Path(record['notebook']).stem}.html#{record['anchor']}"
-        link = f'<td><a href="{page}">{item}</a></td>'
-        mark = "✓" if record["holds"] else "✗"
-        rows.append(f"<tr>{link}{''.join(f'<td>{cell}</td>' for cell in cells)}<td>{mark}</td></tr>")
+        cells = [f'<a href="{page}">{item}</a>', *cells, "✓" if record["holds"] else "✗"]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     body = "".join(rows)
     return HTML(
         f'<div style="overflow-x: auto"><table class="dataframe"><thead><tr>{head}</tr></thead>'

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import eigh, lapack
 
 from lib import check
 
@@ -164,7 +164,7 @@ class Influence:
 
     @property
     def shift(self) -> np.ndarray:
-        """What removing x_i does to f(x_te): f^{∖i}(x_te) − f(x_te) = −α_iβ_i/Q_ii = α_iρ_i, (n, t)."""
+        """What removing x_i does to f(x_te): f^{∖i} − f = −α_iβ_i/Q_ii = α_iρ_i, (n, t)."""
         return self.alpha * self.model.rho[:, None]
 
     @property
@@ -186,12 +186,12 @@ class Influence:
 
     @property
     def T1(self) -> np.ndarray:
-        """First-order term T₁ = α_i r_te ρ_i of I = T₁ + T₂ (Eq 14), the estimate of Eq 15, (n, t)."""
+        """First-order term T₁ = α_i r_te ρ_i of I = T₁ + T₂ (Eq 14, 15), (n, t)."""
         return self.shift * self.r_te
 
     @property
     def T2(self) -> np.ndarray:
-        """Second-order term T₂ = ½ α_i² ρ_i² ≥ 0 of I = T₁ + T₂ (Eq 14), (n, t)."""
+        """Second-order term T₂ = ½ α_i² ρ_i² ≥ 0 of I = T₁ + T₂ (Prop 2, Eq 14), (n, t)."""
         return 0.5 * self.shift**2
 
     @property
@@ -216,11 +216,14 @@ def _problem(K, Y, lam) -> tuple[np.ndarray, np.ndarray, float]:
     n = len(K)
     if K.shape != (n, n):
         raise ValueError(f"K must be square, but its shape is {K.shape}; pass K = ntk(X)")
-    for start in range(0, n, 256):
-        rows = slice(start, start + 256)
-        gap = np.abs(K[rows] - K[:, rows].T).max()
-        if gap > 1e-10 * np.abs(K[rows]).max():
-            raise ValueError(f"K must be symmetric, but K and Kᵀ differ by {gap:.3g}; pass ntk(X)")
+    scale = np.abs(K.diagonal()).max()
+    for i in range(0, n, 256):  # by squares that fit the cache
+        for j in range(0, i + 1, 256):
+            gap = np.abs(K[i : i + 256, j : j + 256] - K[j : j + 256, i : i + 256].T).max()
+            if gap > 1e-10 * scale:
+                raise ValueError(
+                    f"K must be symmetric, but K and Kᵀ differ by {gap:.3g}; pass K = ntk(X)"
+                )
     return K, check.labels("Y", Y, n), check.number("lam", lam, at_least=0)
 
 
@@ -240,22 +243,30 @@ def _inverse(K: np.ndarray, lam: float) -> np.ndarray:
         Q[start:stop, stop:] = Q[stop:, start:stop].T
         square = np.tril(Q[start:stop, start:stop])
         Q[start:stop, start:stop] = square + np.tril(square, -1).T
-    return Q
+    return Q.T  # the same matrix, stored row by row
 
 
 def _singular(K: np.ndarray, lam: float, rcond: float) -> str:
-    """Say why K + λI has no inverse, naming the pair of points that are closest to duplicates."""
-    scale = np.sqrt(np.abs(K.diagonal()))
+    """Say why K + λI has no inverse, naming two points that depend on each other."""
+    scale = np.maximum(np.abs(K.diagonal()), np.finfo(float).tiny) ** 0.5
     correlation = np.tril(np.abs(K) / np.outer(scale, scale), -1)
     j, i = np.unravel_index(correlation.argmax(), K.shape)
-    cause = (
-        f"training points {i} and {j} are duplicates (or nearly so: their kernel correlation is "
-        f"{correlation[j, i]:.12g})"
-        if correlation[j, i] > 1 - 1e-6
-        else "no two points are duplicates, but K has not full rank (more than d antipodal pairs "
-        "do that)"
-    )
+    if abs(correlation[j, i] - 1) < 1e-6:
+        cause = (
+            f"training points {i} and {j} are duplicates (or nearly so: their kernel correlation "
+            f"is {correlation[j, i]:.12g}); remove one of them"
+        )
+    else:
+        (lowest,), vector = eigh(K, subset_by_index=[0, 0])
+        i, j = sorted(np.abs(vector[:, 0]).argsort()[-2:].tolist())
+        cause = (
+            f"K is not positive semidefinite (its smallest eigenvalue is {lowest:.3g}); "
+            "pass K = ntk(X)"
+            if lowest < -1e-8 * K.diagonal().max()
+            else f"training points {i} and {j} depend on the others (more than d antipodal pairs "
+            "do that); remove one of them"
+        )
     return (
         f"K + lam I with lam = {lam:g} is singular to working precision (reciprocal condition "
-        f"{rcond:.1e}): {cause}; remove one of them or choose lam > 0"
+        f"{rcond:.1e}): {cause} or choose lam > {lam:g}"
     )

@@ -1,0 +1,93 @@
+"""What is said of bad input: the argument, the value and the remedy."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from lib import check
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: check.array("Y", "no", 1), TypeError, "Y must be a numeric array, not str"),
+        (lambda: check.array("Y", [[1], [2, 3]], 2), TypeError, "Y must be a numeric array"),
+        (lambda: check.array("Y", [[1.0]], 1), ValueError, r"Y must have 1 axes.*\(1, 1\); resh"),
+        (lambda: check.array("k", 1.0, (1, 2)), ValueError, "k must have 1 or 2 axes"),
+        (lambda: check.array("Y", [], 1), ValueError, "Y is empty.*pass at least one"),
+        (lambda: check.array("Y", [0, np.inf], 1), ValueError, r"Y has 1 value.*\(1,\): inf; rem"),
+        (
+            lambda: check.array("K", [[np.nan, 0], [0, -np.inf]], 2),
+            ValueError,
+            r"K has 2 values that are not finite, the first at index \(0, 0\): nan; remove",
+        ),
+        (lambda: check.finite("X", torch.tensor([0, -torch.inf])), ValueError, r"\(1,\): -inf"),
+        (lambda: check.array("Y", torch.empty(2, device="meta"), 1), TypeError, r"pass Y\.cpu\(\)"),
+        (
+            lambda: check.labels("Y", [0.5, -1.5], 2),
+            ValueError,
+            r"\[-1, 1\], but Y\[1\] = -1.5; use",
+        ),
+        (
+            lambda: check.labels("Y", [1.0], 2),
+            ValueError,
+            "Y has 1 entries, but there are 2 points",
+        ),
+        (
+            lambda: check.number("lam", -2.0, at_least=0),
+            ValueError,
+            "number >= 0, not -2.0; choose",
+        ),
+        (
+            lambda: check.number("kappa", 0, above=0),
+            ValueError,
+            "number > 0, not 0; choose a larger",
+        ),
+        (
+            lambda: check.number("lam", np.nan),
+            ValueError,
+            "lam must be a finite number, not nan; pass",
+        ),
+        (lambda: check.number("lam", np.inf, at_least=0), ValueError, "not inf; pass a finite"),
+        (lambda: check.number("lam", "1"), TypeError, "lam must be a number, not '1'"),
+        (lambda: check.number("lam", None), TypeError, "lam must be a number, not None"),
+        (lambda: check.integer("m", 1.5), ValueError, "m must be an integer, not 1.5"),
+        (lambda: check.integer("m", True), ValueError, "m must be an integer, not True"),
+        (lambda: check.integer("m", 0), ValueError, "m must be at least 1, not 0; choose a larger"),
+        (lambda: check.indices("i", 3, 3), IndexError, "i = 3 is out of range; use 0 to 2"),
+        (lambda: check.indices("i", -1, 3), IndexError, "i = -1 is out of range; use 0 to 2"),
+        (
+            lambda: check.indices("i", [1, 0, 1], 3),
+            IndexError,
+            "i names 1 more than once; name each",
+        ),
+        (lambda: check.indices("i", [0.0], 3), IndexError, "i must be one or several integers"),
+        (lambda: check.indices("i", [], 3), IndexError, "i must be one or several integers"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_good_input_passes_unchanged():
+    big = np.array([1e308, 1e308])  # the sum overflows, the values do not
+    with warnings.catch_warnings(action="error"):
+        assert check.array("x", big, 1) is big
+    assert check.array("x", torch.ones(2, requires_grad=True), 1).tolist() == [1, 1]
+    assert check.labels("Y", [1, -1, 0], 3).tolist() == [1, -1, 0]
+    assert check.number("lam", np.float32(0.5), at_least=0) == 0.5
+    assert check.integer("n", np.int64(3)) == 3
+    assert check.indices("i", 2, 3).tolist() == [2]
+    assert check.indices("i", np.array([2, 0]), 3).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_unit_rows_to_the_precision_of_their_dtype(dtype):
+    x = torch.nn.functional.normalize(torch.randn(50, 784, dtype=dtype), dim=1)
+    assert check.unit("X", x) is x
+    with pytest.raises(ValueError, match="row 7 has norm 1.001; scale it with lib.data.unit_rows"):
+        x[7] *= 1.001
+        check.unit("X", x)

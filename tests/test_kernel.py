@@ -1,0 +1,193 @@
+"""Eq 4: by hand, by quadrature, against 50 digits; blocks, precisions, tensors, bad input."""
+
+import warnings
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.kernel import NEAR, ntk
+
+EPS = np.finfo(float).eps
+
+
+def naive(X, X2):
+    """Eq 4 as it is written: the negative control of every accuracy below."""
+    u = np.clip(X @ X2.T, -1, 1)
+    return u * (np.pi - np.arccos(u)) / (2 * np.pi)
+
+
+def precise(x, y):
+    """Eq 4 at 50 digits for the angle between two vectors, whatever their norms."""
+    with mpmath.workdps(50):
+        x, y = mpmath.matrix(x.tolist()), mpmath.matrix(y.tolist())
+        u = (x.T * y)[0] / (mpmath.norm(x) * mpmath.norm(y))
+        return u * (mpmath.pi - mpmath.acos(min(u, 1))) / (2 * mpmath.pi)
+
+
+def relative_error(kernel, x, Y):
+    got = np.asarray(kernel(x[None], Y))[0]
+    return max(float(abs((mpmath.mpf(g) - precise(x, y)) / precise(x, y))) for g, y in zip(got, Y))
+
+
+@pytest.mark.parametrize(
+    ("degrees", "value"),
+    [
+        (0, 1 / 2),  # u = 1: 1 · (π − 0)/2π
+        (45, 3 * 2**0.5 / 16),  # u = 1/√2: (1/√2)(3π/4)/2π
+        (60, 1 / 6),  # u = ½: ½(π − π/3)/2π
+        (90, 0),  # u = 0
+        (120, -1 / 12),  # u = −½: −½(π − 2π/3)/2π
+        (180, 0),  # u = −1: −(π − π)/2π
+    ],
+)
+def test_eq4_by_hand(degrees, value):
+    t = np.radians(degrees)
+    K = ntk(np.array([[1.0, 0.0], [np.cos(t), np.sin(t)]]))
+    assert K[0, 0] == K[1, 1] == 0.5
+    assert K[0, 1] == K[1, 0] == pytest.approx(value, abs=2 * EPS)
+
+
+def test_eq4_against_quadrature_of_its_definition():
+    # E[x·x' 1{w·x > 0} 1{w·x' > 0}]: only the direction of w in the plane of x, x' matters, and it
+    # is uniform. The midpoint rule errs by at most one cell at each of the four ends: 4/N.
+    N = 200_000
+    w = (np.arange(N) + 0.5) * 2 * np.pi / N
+    angles = np.linspace(0, np.pi, 13)
+    active = (np.cos(w) > 0) & (np.cos(w - angles[:, None]) > 0)
+    expected = np.cos(angles) * active.mean(axis=1)
+    X = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert np.abs(ntk(X)[0] - expected).max() <= 4 / N
+    everywhere = np.cos(angles) / 2  # control: the kernel of a network without the kink
+    assert np.abs(everywhere - expected).max() > 4 / N
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_eq4_keeps_its_digits_near_duplicates_and_antipodes(side):
+    # Pairs about an axis have unit norm to better than their distance δ times √eps. The dot product
+    # errs by (d + 2) eps/2, hence K near u = −1, where K ≈ −δ/2π and dK/K = du/δ², by at most
+    # (d + 2) eps/(4 NEAR) before the chords take over.
+    x, tolerance = np.array([1.0, 0.0, 0.0]), 5 * EPS / (4 * NEAR)
+    for distance in 10.0 ** -np.arange(1, 15):
+        y = side * np.array([np.cos(distance), 0.6 * np.sin(distance), 0.8 * np.sin(distance)])
+        assert relative_error(ntk, x, y[None]) <= tolerance, distance
+    Y = side * np.array([[np.cos(t), np.sin(t), 0.0] for t in 10.0 ** -np.arange(1, 15)])
+    assert relative_error(ntk, x, Y) <= tolerance
+    assert relative_error(naive, x, Y) > 1000 * tolerance
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_eq4_keeps_its_digits_for_pairs_in_any_direction(points, side):
+    # Rounding leaves ‖x‖ − ‖y‖ = ν of order eps, which lengthens a chord δ to √(δ² + ν²).
+    d = 784
+    x, z = points(2, d)
+    z -= (z @ x) * x
+    for distance in 10.0 ** -np.arange(1, 15):
+        y = x + distance * z / np.linalg.norm(z)
+        y *= side / np.linalg.norm(y)
+        with mpmath.workdps(50):
+            nu = mpmath.norm(mpmath.matrix(x.tolist())) - mpmath.norm(mpmath.matrix(y.tolist()))
+            chord = mpmath.norm(mpmath.matrix(x.tolist()) - side * mpmath.matrix(y.tolist()))
+        tolerance = (d + 2) * EPS / (4 * NEAR) + float(nu / chord) ** 2
+        assert relative_error(ntk, x, y[None]) <= tolerance, distance
+
+
+def test_eq4_duplicates_are_one_half_and_antipodes_zero_exactly(points):
+    X = points(5, 40)
+    np.testing.assert_array_equal(ntk(np.r_[X, X]).diagonal(5), 0.5)
+    np.testing.assert_array_equal(ntk(X, X).diagonal(), 0.5)
+    np.testing.assert_array_equal(ntk(X, -X).diagonal(), 0)
+    assert np.abs(naive(X, X).diagonal() - 0.5).max() > 0  # control
+
+
+@given(n=st.integers(1, 40), d=st.integers(1, 30), seed=st.integers(0, 9), block=st.integers(1, 50))
+def test_eq4_matrix_is_symmetric_bounded_and_the_same_in_blocks(points, n, d, seed, block):
+    X = points(n, d, seed)
+    X[-1] = X[0]
+    K = ntk(X, block=block)
+    np.testing.assert_array_equal(K, K.T)
+    np.testing.assert_array_equal(K.diagonal(), 0.5)
+    assert K.max() <= 0.5 and K.min() >= -0.09
+    assert np.linalg.eigvalsh(K).min() >= -n * EPS * n
+    # the order of a sum of d products, and with it u, may depend on the block: (d + 2) eps/2 in u,
+    # and |dK/du| ≤ ½ + 1/(2π √(2 NEAR)) < 5 outside the chords
+    tolerance = 5 * (d + 2) * EPS
+    np.testing.assert_allclose(K, ntk(X), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(K, ntk(X, X, block=block), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(K, naive(X, X), rtol=0, atol=((d + 2) * EPS) ** 0.5)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3])
+def test_eq4_when_all_pairs_are_near(points, scale):
+    X = 1 + scale * points(60, 8)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    expected = np.array([[float(precise(x, y)) for y in X[:5]] for x in X])
+    np.testing.assert_allclose(ntk(X)[:, :5], expected, rtol=1e-14)
+
+
+def test_eq4_more_than_d_antipodal_pairs_make_it_singular(points):
+    X = points(4, 3)
+    below, above = (np.linalg.eigvalsh(ntk(np.r_[X[:p], -X[:p]])).min() for p in (3, 4))
+    assert below > 1e-6 and abs(above) < 1e-15
+
+
+def test_single_precision_error(points):
+    X = points(200, 50)
+    X[100:] = X[:100] + 1e-4 * points(100, 50, 1)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    K, K32 = ntk(X), ntk(X, dtype="float32")
+    assert K32.dtype == np.float32 and (K32 == K32.T).all() and (K32.diagonal() == 0.5).all()
+    eps = np.finfo(np.float32).eps
+    error = np.abs(K32 - K).max()
+    assert eps / 16 < error <= 5 * eps  # |dK/du| < 5 outside the chords, see above
+    cast = np.abs(naive(*[X.astype(np.float32)] * 2) - K).max()
+    assert cast > 5 * eps  # control: the arccosine loses half of the digits of single precision
+
+
+def test_arrays_and_tensors_in_any_layout(points):
+    X, X2 = points(9, 6), points(4, 6, 1)
+    for dtype in ("float64", "float32"):
+        K = ntk(torch.from_numpy(X), torch.from_numpy(X2), dtype=dtype)
+        assert isinstance(K, torch.Tensor) and K.dtype == getattr(torch, dtype)
+        np.testing.assert_array_equal(K, ntk(X, X2, dtype=dtype))
+    assert isinstance(ntk(X, torch.from_numpy(X2)), np.ndarray)
+    assert ntk(X.astype(np.float32)).dtype == np.float64
+    assert ntk(torch.eye(3, dtype=torch.int64)).tolist() == ntk(np.eye(3, dtype=int)).tolist()
+    X.setflags(write=False)
+    with warnings.catch_warnings(action="error"):
+        np.testing.assert_array_equal(ntk(X), ntk(np.asfortranarray(X)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_other_devices(points):
+    X = torch.from_numpy(points(300, 20))
+    K = ntk(X.cuda())
+    assert K.is_cuda
+    np.testing.assert_allclose(K.cpu(), ntk(X), rtol=0, atol=1e-14)
+
+
+NOT_FINITE = np.array([[1.0, 0.0], [0.6, np.nan]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (([[1.0, 0.0], [0.6, 0.7]],), {}, r"X .* row 1 has norm 0\.92195.*unit_rows\(X\)"),
+        (([[1.0, 0.0]], [[2.0, 0.0]]), {}, r"X2 .* row 0 has norm 2; .*unit_rows\(X2\)"),
+        ((NOT_FINITE,), {}, r"X has 1 value .* index \(1, 1\): nan; remove"),
+        ((torch.tensor([[float("inf"), 0.0]]),), {}, r"X has 1 value .* index \(0, 0\): inf"),
+        (([1.0, 0.0],), {}, r"X must have 2 axes .* shape is \(2,\); reshape"),
+        ((np.empty((0, 3)),), {}, r"X is empty: its shape is \(0, 3\); pass"),
+        (([[1.0, 0.0]], [[1.0]]), {}, "X2 has 1 columns, but X has 2"),
+        (([[1.0]], torch.empty(1, 1, device="meta")), {}, "X2 is on meta, but X is on cpu; move"),
+        (([[1.0]],), {"dtype": "float16"}, "dtype must be 'float64' or 'float32', not 'float16'"),
+        (([[1.0]],), {"block": 0}, "block must be at least 1, not 0; choose a larger one"),
+        (([[1.0]],), {"block": 2.5}, "block must be an integer, not 2.5"),
+    ],
+)
+def test_bad_input(arguments, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ntk(*arguments, **settings)

@@ -1,0 +1,118 @@
+"""Claims raise when they fail, controls when they hold, and records survive in a notebook."""
+
+import json
+
+import pytest
+
+from lib import ledger
+from lib.ledger import COLUMNS, claim, collect, refute, table
+
+HOLD = [
+    (1e-10, "<= 1e-9"),
+    (0.1, "<= 0.1"),
+    (0.0999, "< 0.1"),
+    (0.99, ">= 0.99"),
+    (1e-300, "> 0"),
+    (0, "== 0"),
+    (-0.6, "in [-0.6, -0.4]"),
+    (-0.4, "in [-0.6, -0.4]"),
+    (3, "in [1, 1e1]"),
+]
+FAIL = [
+    (1e-8, "<= 1e-9"),
+    (0.1, "< 0.1"),
+    (0.98, ">= 0.99"),
+    (0, "> 0"),
+    (-1e-300, "== 0"),
+    (-0.61, "in [-0.6, -0.4]"),
+    (-0.39, "in [-0.6, -0.4]"),
+    (float("inf"), "<= 1e300"),
+]
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is published, as a notebook would store it: outputs with data and metadata."""
+    outputs = []
+
+    def display(record, metadata):
+        json.dumps(metadata)
+        bundle = {"data": record._repr_mimebundle_(), "metadata": metadata}
+        outputs.append({"output_type": "display_data"} | bundle)
+
+    monkeypatch.setattr(ledger, "display", display)
+    return outputs
+
+
+@pytest.mark.parametrize(("measured", "expected"), HOLD)
+def test_a_claim_that_holds_is_recorded_and_its_control_raises(shown, measured, expected):
+    claim("Eq 9", "all pairs", "n = 2", measured, expected)
+    assert [set(o["metadata"]["ledger"]) for o in shown] == [set(COLUMNS)]
+    assert shown[0]["metadata"]["ledger"]["holds"] is True
+    with pytest.raises(AssertionError, match=r"✗ Eq 9 · control: all pairs · n = 2 · measured"):
+        refute("Eq 9", "all pairs", "n = 2", measured, expected)
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize(("measured", "expected"), FAIL)
+def test_a_claim_that_fails_raises_and_its_control_is_recorded(shown, measured, expected):
+    with pytest.raises(AssertionError, match=r"✗ Eq 9 · all pairs · n = 2 · measured .* expected"):
+        claim("Eq 9", "all pairs", "n = 2", measured, expected)
+    assert shown == []
+    refute("Eq 9", "all pairs", "n = 2", measured, expected)
+    record = shown[0]["metadata"]["ledger"]
+    assert record["claim"] == "control: all pairs" and record["expected"] == f"not {expected}"
+
+
+@pytest.mark.parametrize("record", [claim, refute])
+@pytest.mark.parametrize("expected", ["<= 1", ">= 1", "== 1", "in [0, 1]"])
+def test_nan_neither_holds_nor_refutes(shown, record, expected):
+    with pytest.raises(AssertionError, match="measured nan"):
+        record("Eq 4", "a number", "n = 2", float("nan"), expected)
+    assert shown == []
+
+
+@pytest.mark.parametrize("record", [claim, refute])
+@pytest.mark.parametrize("expected", ["1", "=< 1", "<=1", "<= x", "in (0, 1)", "about 3", "!= 0"])
+def test_an_expectation_of_another_form(shown, record, expected):
+    with pytest.raises(ValueError, match=r"expected = .* is not understood; write '<= 1e-9'"):
+        record("Eq 4", "a number", "n = 2", 1, expected)
+
+
+def notebook(path, *cells):
+    path.write_text(json.dumps({"cells": list(cells)}), encoding="utf-8")
+
+
+def test_records_are_collected_in_order_with_their_section(shown, tmp_path):
+    claim("Eq 4", "first", "n = 2", 1, "== 1")
+    refute("Eq 4", "second", "n < 3 & more", 2, "<= 1")
+    claim("Eq 6", "third", "n = 2", 1.23456, ">= 1")
+    text = {"cell_type": "markdown", "source": ["(eq-4)=\n", "## Eq 4"]}
+    plain = {"cell_type": "markdown", "source": "no label (here)="}
+    notebook(
+        tmp_path / "02-b.ipynb",
+        text,
+        plain,
+        {"cell_type": "code", "outputs": [{"output_type": "stream", "text": "x"}, *shown[:2]]},
+    )
+    notebook(tmp_path / "01-a.ipynb", {"cell_type": "code", "outputs": shown[2:]})
+    records = collect(tmp_path)
+    assert [r["claim"] for r in records] == ["third", "first", "control: second"]
+    assert [r["notebook"] for r in records] == ["01-a.ipynb", "02-b.ipynb", "02-b.ipynb"]
+    assert [r["anchor"] for r in records] == ["", "eq-4", "eq-4"]
+    assert records[0]["measured"] == "1.23" and all(r["holds"] for r in records)
+    page = table(records).data
+    assert page.count("<tr>") == 4 and '<a href="02-b.html#eq-4">Eq 4</a>' in page
+    assert "n &lt; 3 &amp; more" in page and "n < 3" not in page
+
+
+def test_what_a_page_shows_is_escaped(shown):
+    claim("Eq 4", "a < b", "n & m", 0.5, "<= 1")
+    data = shown[0]["data"]
+    assert data["text/plain"] == "✓ Eq 4 · a < b · n & m · measured 0.5, expected <= 1"
+    assert "a &lt; b" in data["text/html"] and "n &amp; m" in data["text/html"]
+
+
+def test_a_folder_without_notebooks(tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder = .* holds no notebook"):
+        collect(tmp_path)
