@@ -3,12 +3,15 @@
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
 #
 # make book DATASETS="mnist:4/9, cifar10:airplane/automobile"   the same pages on other images
+# make paper                                                   record both at the paper's scale
 # make VENV=$CONDA_PREFIX book                                 in an environment of your own
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 DATASETS ?=
+N_TRAIN ?=
+PAPER ?= mnist:4/9, cifar10:airplane/automobile
 
 # other images go to a folder of their own, so that the builds do not mix
 SLUG := $(shell printf %s '$(DATASETS)' | tr -cs '[:alnum:].+-' '_')
@@ -29,11 +32,11 @@ MAKEFLAGS += -j$(JOBS)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 BUILD_PY := $(ONE_THREAD) $(BIN)/python book/build.py
 
-.PHONY: help book test lab bench notebooks clean
+.PHONY: help book test lab bench notebooks paper clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 book: $(SITE)
 	@echo "the book:   file://$(abspath $(SITE))"
@@ -59,6 +62,11 @@ notebooks: $(STAGE)/book/ledger.ipynb
 	done
 	@touch $(STAGED) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
 
+# the ledger of the same chapters at the paper's scale, kept with its date and machine
+paper: $(READY)
+	$(MAKE) BUILD=_build/paper DATASETS='$(PAPER)' N_TRAIN=1000 _build/paper/ledger.csv
+	$(BUILD_PY) record _build/paper/executed/book book/records/claims.csv
+
 clean:
 	rm -rf _build
 
@@ -74,7 +82,8 @@ $(READY): pyproject.toml
 
 # chapters: executed again when they or the library change, and kept only if every claim holds
 $(STAGED): $(STAGE)/%.ipynb: %.ipynb $(RECORDS:%=$(STAGE)/%) $(LIB) book/build.py $(READY)
-	@$(BUILD_PY) execute $< $@ $(if $(SLUG),--datasets '$(DATASETS)')
+	@$(BUILD_PY) execute $< $@ \
+	    $(if $(SLUG),--set datasets '$(DATASETS)') $(if $(N_TRAIN),--set n_train $(N_TRAIN))
 
 $(BUILD)/ledger.csv: $(STAGED) _toc.yml
 	@for page in $(STAGE)/book/*.ipynb; do test -e book/$${page##*/} || rm $$page; done

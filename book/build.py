@@ -1,8 +1,9 @@
 """Execute a chapter, clean it for git, and collect the ledger.
 
-python book/build.py execute SOURCE TARGET [--datasets TEXT] [-p NAME VALUE ...]
+python book/build.py execute SOURCE TARGET [-p NAME VALUE ...] [--set NAME VALUE ...]
 python book/build.py clean SOURCE TARGET
 python book/build.py ledger FOLDER CSV
+python book/build.py record FOLDER CSV
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import base64
 import csv
 import io
 import os
+import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -32,19 +35,18 @@ def parameters(notebook) -> set[str]:
     return {n.id for n in targets if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
-def execute(source: Path, target: Path, values: dict, datasets: str | None = None) -> None:
+def execute(source: Path, target: Path, values: dict, shared: dict | None = None) -> None:
     """Run the notebook `source` in the folder of `target`, and keep it there if all cells pass.
 
-    `values` are parameters by name; `datasets` is passed to a notebook that has this parameter.
-    Raises `ValueError` for a name that the notebook does not have.
+    `values` are parameters by name; those in `shared` are passed only if the notebook has them.
+    Raises `ValueError` for a name in `values` that the notebook does not have.
     """
     notebook = nbformat.read(source, as_version=4)
     known = parameters(notebook)
     if unknown := sorted(set(values) - known):
         has = ", ".join(sorted(known)) or "none"
         raise ValueError(f"{source.name} has no parameter {', '.join(unknown)}; it has: {has}")
-    if datasets and "datasets" in known:
-        values = values | {"datasets": datasets}
+    values = values | {name: v for name, v in (shared or {}).items() if name in known}
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     result = papermill.execute_notebook(
@@ -106,6 +108,31 @@ def collect(folder: Path, target: Path) -> None:
     print(f"{target}: {holding} of {len(records)} claims hold", flush=True)
 
 
+def record(folder: Path, target: Path) -> None:
+    """Write the ledger of `folder` with its sections, and when and on what it was measured."""
+    names = ("numpy", "scipy", "torch", "scikit-learn")
+    source = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "versions": " ".join(f"{name} {version(name)}" for name in names),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("w", newline="", encoding="utf-8") as file:
+        columns = [*ledger.COLUMNS, "notebook", "anchor", *source]
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | source for row in ledger.collect(folder))
+
+
+def processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        return next(line.split(": ")[1] for line in text.splitlines() if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def write(notebook, target: Path) -> None:
     """Write in one step, so that a run cut short leaves no half of a notebook behind."""
     part = target.with_suffix(".part")
@@ -116,20 +143,23 @@ def write(notebook, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, second in (("execute", "target"), ("clean", "target"), ("ledger", "target")):
+    for name in ("execute", "clean", "ledger", "record"):
         command = commands.add_parser(name)
         command.add_argument("source", type=Path)
-        command.add_argument(second, type=Path)
+        command.add_argument("target", type=Path)
         if name == "execute":
-            command.add_argument("--datasets", help="passed to a notebook that has this parameter")
-            command.add_argument("-p", nargs=2, action="append", default=[], dest="values")
+            two = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+            command.add_argument("-p", dest="values", help="a parameter of the notebook", **two)
+            command.add_argument("--set", dest="shared", help="the same, if it has it", **two)
     args = parser.parse_args()
     try:
         if args.command == "execute":
             values = {name: literal(value) for name, value in args.values}
-            execute(args.source, args.target, values, args.datasets)
+            shared = {name: literal(value) for name, value in args.shared}
+            execute(args.source, args.target, values, shared)
         else:
-            {"clean": clean, "ledger": collect}[args.command](args.source, args.target)
+            function = {"clean": clean, "ledger": collect, "record": record}[args.command]
+            function(args.source, args.target)
     except (PapermillExecutionError, ValueError) as error:
         sys.exit(f"{args.source}: {error}")
 

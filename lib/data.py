@@ -93,6 +93,8 @@ def load(
 ) -> Data:
     """Draw training and test images of two classes, balanced, as unit vectors with labels ±1.
 
+    MNIST and CIFAR-10 are downloaded by torchvision, which verifies their checksums.
+
     Parameters
     ----------
     name : "digits" (1,797 scans of 8×8 pixels, embedded in scikit-learn), "mnist", "cifar10", or a
@@ -103,8 +105,6 @@ def load(
     seed : of the draw; training and test images are disjoint
     size : height and width to resize the images of a folder to, if they differ
 
-    MNIST and CIFAR-10 are downloaded by torchvision, which verifies their checksums.
-
     Raises
     ------
     ValueError
@@ -113,6 +113,8 @@ def load(
     OSError
         for data that are neither on disk nor to be downloaded, and for a damaged file
 
+    Examples
+    --------
     >>> data = load("digits:3/8", n_train=20, n_test=10)
     >>> print(data, data.X.shape, data.Y_te.sum())
     digits 3/8, n = 20, seed 0 (20, 64) 0.0
@@ -229,7 +231,8 @@ def _torchvision(source: str, train: bool):
     except Exception as error:
         if "download=True" not in str(error):  # torchvision's advice when nothing is there
             raise OSError(
-                f"a file of {source} below {where} is damaged ({error}); delete it to download it anew"
+                f"a file of {source} below {where} is damaged ({error}); delete it to download it "
+                "anew"
             ) from error
     try:
         where.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,8 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
     filled block by block, so that no temporary is larger than it, and of `ntk(X)` only one
     triangle is computed.
 
+    Source: Zhang and Zhang (2022), Eq 4; Jacot, Gabriel and Hongler (2018).
+
     Parameters
     ----------
     X : (n, d) array or tensor on any device, rows of unit norm
@@ -40,8 +42,8 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
     ValueError
         for rows that are not of unit norm, values that are not finite, or shapes that do not match
 
-    Source: Zhang and Zhang (2022), Eq 4; Jacot, Gabriel and Hongler (2018).
-
+    Examples
+    --------
     >>> ntk(np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])).tolist()
     [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
     """
@@ -88,11 +90,11 @@ def _block(A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> torch.Te
     u = A @ B.T
     if own:
         u.fill_diagonal_(0)
-    near = u.abs() > 1 - NEAR
     u.clamp_(-1, 1)
-    K = torch.acos(u).neg_().add_(math.pi).mul_(u).div_(2 * math.pi)
-    for i in near.any(dim=1).nonzero().flatten().tolist():
-        for j in near[i].nonzero().flatten().split(max(1, budget // (2 * A.shape[1]))):
+    K = torch.acos(-u).mul_(u).div_(2 * math.pi)  # π − arccos u = arccos(−u)
+    for i in (u.abs().amax(dim=1) > 1 - NEAR).nonzero().flatten().tolist():
+        near = (u[i].abs() > 1 - NEAR).nonzero().flatten()
+        for j in near.split(max(1, budget // (2 * A.shape[1]))):
             K[i, j] = _from_chords(A[i], B[j])
     return K
 

@@ -65,9 +65,15 @@ def claim(item: str, claim: str, setting, measured: float, expected: str) -> Non
     measured : the number that came out
     expected : "<= 1e-9", "< 0.1", ">= 0.99", "> 0", "== 0" or "in [-0.6, -0.4]"
 
-    Raises `AssertionError` if the claim does not hold, NaN included, and `ValueError` for an
-    `expected` of another form.
+    Raises
+    ------
+    AssertionError
+        if the claim does not hold; NaN never does
+    ValueError
+        for an `expected` of another form
 
+    Examples
+    --------
     >>> claim("Eq 4", "the diagonal is one half", "n = 2", 0.5, "== 0.5")
     ✓ Eq 4 · the diagonal is one half · n = 2 · measured 0.5, expected == 0.5
     """

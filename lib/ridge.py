@@ -42,6 +42,8 @@ class Ridge:
 
     Eq 5, 6:  β = (K + λI)⁻¹Y minimises `objective`, and f(x_te) = kᵀβ.
 
+    Source: Zhang and Zhang (2022), Eq 5, 6 and the identities behind Eq 9.
+
     Parameters
     ----------
     K : (n, n) symmetric kernel of the training points, for instance `lib.kernel.ntk(X)`
@@ -61,8 +63,8 @@ class Ridge:
     ValueError
         for bad shapes, labels or λ, and if A is singular, naming the duplicates
 
-    Source: Zhang and Zhang (2022), Eq 5, 6 and the identities behind Eq 9.
-
+    Examples
+    --------
     >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
     >>> model.beta.tolist(), model.h.tolist(), model.rho.tolist()
     ([1.0, -1.0], [0.5, 0.5], [-1.0, 1.0])
@@ -135,6 +137,8 @@ class Influence:
     A positive influence says that removing the point raises the loss: the point is helpful.
     Every quantity is computed when asked for, from α, β and Q_ii; unit: half a squared label.
 
+    Source: Zhang and Zhang (2022), Eq 8, 9, 13, 14, 15.
+
     Attributes
     ----------
     model : the `Ridge` it belongs to
@@ -142,8 +146,8 @@ class Influence:
     f : (t,) predictions f(x_te), Eq 6
     y_te : (t,) test labels
 
-    Source: Zhang and Zhang (2022), Eq 8, 9, 13, 14, 15.
-
+    Examples
+    --------
     >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
     >>> inf = model.influence([[0.5], [0.25]], [1.0])
     >>> inf.exact.tolist(), inf.ihvp.tolist()
