@@ -11,6 +11,9 @@ VENV ?= .venv
 JOBS ?= 2
 DATASETS ?=
 N_TRAIN ?=
+N_TEST ?=
+SIZE ?=
+RECORDED := book/01-kernel.ipynb book/02-ridge.ipynb book/03-influence.ipynb
 PAPER ?= mnist:4/9, cifar10:airplane/automobile
 
 # other images go to a folder of their own, so that the builds do not mix
@@ -64,7 +67,7 @@ notebooks: $(STAGE)/book/ledger.ipynb
 
 # the ledger of the same chapters at the paper's scale, kept with its date and machine
 paper: $(READY)
-	$(MAKE) BUILD=_build/paper DATASETS='$(PAPER)' N_TRAIN=1000 _build/paper/ledger.csv
+	$(MAKE) BUILD=_build/paper DATASETS='$(PAPER)' N_TRAIN=1000 CHAPTERS='$(RECORDED)' _build/paper/ledger.csv
 	$(BUILD_PY) record _build/paper/executed/book book/records/claims.csv
 
 clean:
@@ -83,7 +86,9 @@ $(READY): pyproject.toml
 # chapters: executed again when they or the library change, and kept only if every claim holds
 $(STAGED): $(STAGE)/%.ipynb: %.ipynb $(RECORDS:%=$(STAGE)/%) $(LIB) book/build.py $(READY)
 	@$(BUILD_PY) execute $< $@ \
-	    $(if $(SLUG),--set datasets '$(DATASETS)') $(if $(N_TRAIN),--set n_train $(N_TRAIN))
+	    $(if $(SLUG),--set datasets '$(DATASETS)') \
+	    $(if $(N_TRAIN),--set n_train $(N_TRAIN)) $(if $(N_TEST),--set n_test $(N_TEST)) \
+	    $(if $(SIZE),--set size $(SIZE))
 
 $(BUILD)/ledger.csv: $(STAGED) _toc.yml
 	@for page in $(STAGE)/book/*.ipynb; do test -e book/$${page##*/} || rm $$page; done

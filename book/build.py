@@ -46,7 +46,11 @@ def execute(source: Path, target: Path, values: dict, shared: dict | None = None
     if unknown := sorted(set(values) - known):
         has = ", ".join(sorted(known)) or "none"
         raise ValueError(f"{source.name} has no parameter {', '.join(unknown)}; it has: {has}")
-    values = values | {name: v for name, v in (shared or {}).items() if name in known}
+    shared = shared or {}
+    chapters = [nbformat.read(path, as_version=4) for path in source.parent.glob("*.ipynb")]
+    if unknown := sorted(set(shared) - set().union(*map(parameters, chapters))):
+        raise ValueError(f"no chapter has a parameter {', '.join(unknown)}")
+    values = values | {name: value for name, value in shared.items() if name in known}
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     result = papermill.execute_notebook(

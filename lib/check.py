@@ -69,7 +69,7 @@ def unit(name: str, x: torch.Tensor) -> torch.Tensor:
     if abs(float(norms[worst]) - 1) > tolerance:
         raise ValueError(
             f"{name} must have rows of unit norm, but row {worst} has norm "
-            f"{float(norms[worst]):.6g}; scale it with lib.data.unit_rows({name})"
+            f"{float(norms[worst]):.12g}; scale it with lib.data.unit_rows({name})"
         )
     return x
 

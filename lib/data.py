@@ -77,15 +77,16 @@ def unit_rows(X) -> np.ndarray:
     >>> unit_rows([[3.0, 4.0]]).tolist()
     [[0.6, 0.8]]
     """
-    X = np.asarray(X, dtype=np.float64)
-    X = check.array("X", X.reshape(len(X), -1), ndim=2)
-    norms = np.linalg.norm(X, axis=1, keepdims=True)
-    blank = np.flatnonzero(norms == 0)
+    X = check.array("X", X, ndim=(2, 3, 4))
+    X = X.reshape(len(X), -1)
+    largest = np.abs(X).max(axis=1, keepdims=True)
+    blank = np.flatnonzero(largest == 0)
     if len(blank):
         raise ValueError(
             f"X[{blank[0]}] is all zeros and has no direction; remove it ({len(blank)} such rows)"
         )
-    return X / norms
+    X = X / largest  # so that no square over- or underflows
+    return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
 def load(
@@ -119,6 +120,10 @@ def load(
     >>> print(data, data.X.shape, data.Y_te.sum())
     digits 3/8, n = 20, seed 0 (20, 64) 0.0
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be text such as 'digits:3/8', not {name!r}; pass str(path)")
+    if size is not None:
+        check.integer("size", size)
     for argument, value in (("n_train", n_train), ("n_test", n_test)):
         if check.integer(argument, value, at_least=2) % 2:
             raise ValueError(f"{argument} = {value} is odd; half of each label needs an even one")
@@ -138,6 +143,13 @@ def load(
     order, order_te = rng.permutation(n_train), rng.permutation(n_test)
     index, index_te = np.concatenate(index)[order], np.concatenate(index_te)[order_te]
     images, images_te = train.read(index), (test or train).read(index_te)
+    for kind, where, pictures in (("training", index, images), ("test", index_te, images_te)):
+        blank = ~pictures.reshape(len(pictures), -1).any(axis=1)
+        if blank.any():
+            raise ValueError(
+                f"{kind} image {where[blank][0]} of {source!r} is all zeros and has no direction; "
+                "remove it from the data"
+            )
     return Data(
         name=Path(source).name,
         classes=tuple("+".join(there[c] for c in group) for group in groups),
@@ -229,7 +241,8 @@ def _torchvision(source: str, train: bool):
     try:
         return kind(str(where), train=train, download=False)
     except Exception as error:
-        if "download=True" not in str(error):  # torchvision's advice when nothing is there
+        there = (where / "cifar-10-batches-py").is_dir() and source == "cifar10"
+        if there or "download=True" not in str(error):  # torchvision's advice: nothing is there
             raise OSError(
                 f"a file of {source} below {where} is damaged ({error}); delete it to download it "
                 "anew"

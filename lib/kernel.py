@@ -10,7 +10,7 @@ import torch
 from lib import check
 
 NEAR = 1e-3
-"""Closer to ±1 than this, x·x' says too little of the angle: the chords say it."""
+"""Closer to ±1 than this, x·x' says too little of the angle, and the chords say it."""
 
 
 def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):

@@ -10,7 +10,7 @@ from lib import check
 
 COLOURS = sns.color_palette("colorblind")
 WIDTH = 6.4
-"""Width of every figure in inches: letters of 12 points are 9 pixels high on a phone."""
+"""Width of every figure in inches; letters of 12 points are 9 pixels high on a phone."""
 
 
 def style() -> None:

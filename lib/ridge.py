@@ -135,7 +135,8 @@ class Influence:
     """Influence of n training points (rows) on the squared loss at t test points (columns).
 
     A positive influence says that removing the point raises the loss: the point is helpful.
-    Every quantity is computed when asked for, from α, β and Q_ii; unit: half a squared label.
+    Every quantity is computed when asked for, from α, β and Q_ii; losses are in squared label
+    units, predictions in label units.
 
     Source: Zhang and Zhang (2022), Eq 8, 9, 13, 14, 15.
 

@@ -277,3 +277,13 @@ def test_root_has_a_default(monkeypatch):
     assert data.root().parts[-2:] == (".cache", "ntk-influence")
     monkeypatch.setenv(data.VARIABLE, "~/scans")
     assert data.root().is_absolute() and data.root().name == "scans"
+
+
+def test_rows_of_any_scale_become_unit_rows():
+    X = unit_rows([[1e200, 1e200], [1e-200, 0.0]])
+    assert np.allclose(np.linalg.norm(X, axis=1), 1, atol=1e-15)
+
+
+def test_name_that_is_not_text():
+    with pytest.raises(TypeError, match="name must be text such as 'digits:3/8', not None"):
+        load(None)

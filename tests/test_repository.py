@@ -132,6 +132,11 @@ def test_misspelt_parameter_is_refused(path, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_shared_parameter_that_no_chapter_has_is_refused(path, tmp_path):
+    with pytest.raises(ValueError, match="no chapter has a parameter n_trian"):
+        build.execute(path, tmp_path / path.name, {}, {"n_trian": 20})
+
+
 def test_quantised_picture_stays_as_it_is():
     from base64 import b64encode
     from io import BytesIO

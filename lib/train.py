@@ -1,0 +1,392 @@
+"""Training the network of Eq 1 to the minimiser of Eq 2: gradient descent and Newton.
+
+Everything happens in pre-activations. With W = W(0) + m^{-1/2} Xᵀ Cᵀ diag(a) the coefficients
+C (m, n) and Z = (XW)ᵀ = Z(0) + m^{-1/2} diag(a) C G (m, n), G = XXᵀ, are the state; weights, hence
+the input dimension, never appear. Both methods move by
+
+    C ← (1 − s λ) C − s r ∘ S,    S = [Z > 0],
+
+and differ in the residual r and the step s: gradient descent takes the present residual and a
+small s, Newton the residual *after* the step, from one n×n solve, and s up to 1/λ.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib import check
+from lib.network import neurons
+
+BLOCK = 1024  # neurons moved at once: temporaries are 4 BLOCK × n numbers
+FLOW, SETTLE, SETTLE_WARM = 10, 10, 2  # default numbers of Newton steps
+REFRESH = 3  # Newton steps between two counts of the kernel
+
+
+class Problem:
+    """The loss of Eq 2 for a network of width m (Eq 1), its training and its test points.
+
+    Eq 2:  L(W) = ½ Σ_i (f(x_i; W) − y_i)² + ½ λ ‖W − W(0)‖²_F, a sum over the points.
+
+    X (n, d) and X_te (t, d) with unit rows, Y (n,) in [-1, 1], lam > 0, kappa > 0 the standard
+    deviation of W(0), m ≥ 1 (even if antisymmetric), on a torch `device`. Holds m·(n + t) numbers
+    of `dtype`; a training adds 2·m·n, with momentum 4·m·n.
+
+    Raises `ValueError` for arguments outside these ranges, shapes that do not match, non-finite
+    values. Source: Zhang and Zhang (2022), Eq 1, 2.
+
+    >>> Problem([[1.0, 0.0]], [1.0], [[0.0, 1.0]], lam=1, m=4, kappa=0.1, seed=0).Z0.shape
+    torch.Size([4, 1])
+    """
+
+    def __init__(
+        self, X, Y, X_te, *, lam: float, m: int, kappa: float, seed: int,
+        antisymmetric: bool = False, dtype: str = "float32", device: str = "cpu",
+    ):  # fmt: skip
+        X, X_te = (torch.as_tensor(check.array(k, v, 2)) for k, v in (("X", X), ("X_te", X_te)))
+        check.unit("X", X), check.unit("X_te", X_te)
+        if X.shape[1] != X_te.shape[1]:
+            raise ValueError(f"X_te must have {X.shape[1]} columns as X has, not {X_te.shape[1]}")
+        if dtype not in ("float64", "float32"):
+            raise ValueError(f"dtype must be 'float64' or 'float32', not {dtype!r}")
+        self.n, self.m = len(X), check.integer("m", m)
+        self.lam = check.number("lam", lam, above=0)
+        self.kappa = check.number("kappa", kappa, above=0)
+        self.Y = torch.as_tensor(check.labels("Y", Y, self.n), device=device)
+        like = {"dtype": getattr(torch, dtype), "device": device}
+        A = torch.cat([X, X_te]).to(device)
+        self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
+        self.G, self.G_te, A = self.G64.to(**like), self.G64_te.to(**like), A.to(**like)
+        self.Z0, self.Z0_te = torch.empty(m, self.n, **like), torch.empty(m, len(X_te), **like)
+        self.a = torch.empty(m, **like)
+        for block, W, a in neurons(X.shape[1], m, kappa, seed, antisymmetric):
+            Z = torch.as_tensor(W, **like) @ A.T
+            self.Z0[block], self.Z0_te[block] = Z[:, : self.n], Z[:, self.n :]
+            self.a[block] = torch.as_tensor(a, **like)
+        self.a /= m**0.5  # the factor m^{-1/2} of Eq 1 goes with the signs
+
+    def blocks(self) -> Iterable[slice]:
+        """Blocks of neurons that are worked on together."""
+        return (slice(i, min(i + BLOCK, self.m)) for i in range(0, self.m, BLOCK))
+
+
+@dataclass
+class Trained:
+    """A trained network: its predictions, how it got there, the state to start again from.
+
+    f (n,), f_te (t,) : predictions on the training and test points
+    Z, C (m, n) : pre-activations and coefficients; beta (n,) = −(f − Y)/λ, 0 where removed
+    removed : training points that were left out
+    iterations, seconds : cost; change : rms change of f in the last Newton step, or for gradient
+    descent over the last period (see there)
+    trajectory : {step: (f, f_te)} of the steps that were to be recorded
+    """
+
+    problem: Problem = field(repr=False)
+    Z: torch.Tensor = field(repr=False)
+    C: torch.Tensor = field(repr=False)
+    beta: torch.Tensor = field(repr=False)
+    counts: torch.Tensor = field(repr=False)
+    removed: np.ndarray
+    f: np.ndarray = field(repr=False)
+    f_te: np.ndarray = field(default=None, repr=False)
+    iterations: int = 0
+    change: float = math.inf
+    seconds: float = 0.0
+    trajectory: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def kinks(self) -> float:
+        """Share of the (neuron, kept point) pairs that a kink holds at w_r·x_i = 0.
+
+        There a_r beta_i < 0, and Z without the pair's own part lies between 0 and abs(beta_i)/√m.
+        For small changes of W theory expects the mean of abs(beta_i) / (2 √(2π) kappa √m).
+        """
+        p, kept, held = self.problem, np.setdiff1d(np.arange(self.problem.n), self.removed), 0
+        beta = self.beta[kept].to(self.Z.dtype)
+        for b in p.blocks():
+            share = (self.C[b][:, kept] - self.Z[b][:, kept] / p.a[b, None]) / beta
+            held += ((share > 0) & (share < 1) & (p.a[b, None] * beta < 0)).sum().item()
+        return held / (p.m * len(kept))
+
+    def kernel(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return K_m (n, n) and K_m (t, n) at the trained pattern; removed points included.
+
+        K_m(x, x') = x·x' · (1/m) #{r : w_r·x > 0 and w_r·x' > 0}, float64.
+        """
+        p, path = self.problem, _Path(self.problem, self, (), offset=False)
+        path.look(count=True)
+        return path.kernel().cpu().numpy(), (p.G64_te.T * self._test_points(True)[1]).cpu().numpy()
+
+    def _test_points(self, count: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        p = self.problem
+        f = torch.zeros(p.Z0_te.shape[1], dtype=torch.float64, device=p.Y.device)
+        counts = torch.zeros(len(f), p.n, device=p.Y.device)
+        for b in p.blocks():
+            Z = torch.addmm(p.Z0_te[b], self.C[b] * p.a[b, None], p.G_te)
+            f += p.a[b] @ Z.relu()
+            if count:
+                counts.addmm_((Z > 0).float().T, (self.Z[b] > 0).float())
+        return f, counts.double() / p.m
+
+
+class _Path:
+    """The moving state (Z, C) of one training, with f = f(W) and g = J W(0) at its pattern."""
+
+    def __init__(self, problem: Problem, start: Trained | None, remove, offset: bool):
+        if start is not None and start.problem is not problem:
+            raise ValueError("start belongs to another problem; pass the problem start.problem")
+        self.p, self.offset = problem, offset
+        before = np.array([], dtype=int) if start is None else start.removed
+        drop = check.indices("remove", remove, problem.n) if np.size(remove) else before[:0]
+        twice = np.intersect1d(before, drop)
+        if twice.size:
+            raise IndexError(f"remove names {twice[0]}, which start has removed; leave it out")
+        self.removed = np.concatenate([before, drop])
+        if len(self.removed) == problem.n:
+            raise IndexError("remove names all the training points there are; keep at least one")
+        self.keep = torch.ones(problem.n, dtype=torch.bool, device=problem.Y.device)
+        self.keep[self.removed] = False
+        self.Z = problem.Z0 if start is None else start.Z
+        self.C = torch.zeros_like(self.Z) if start is None else start.C
+        self.owned = False
+        if start is None:
+            self.beta = torch.zeros_like(problem.Y)
+            self.look(count=True)
+        else:
+            self.beta, self.counts = start.beta, start.counts
+            self.f = torch.as_tensor(start.f, device=problem.Y.device)
+
+    def kernel(self) -> torch.Tensor:
+        return self.p.G64 * self.counts.double() / self.p.m
+
+    def residual(self) -> torch.Tensor:
+        return (self.f - self.p.Y) * self.keep
+
+    def stiffness(self) -> float:
+        """Return λ_max + λ of the kept points."""
+        return largest_eigenvalue(self.kernel()[self.keep][:, self.keep]) + self.p.lam
+
+    def factor(self, s: float) -> torch.Tensor:
+        """Return the Cholesky factor of I + s K_m over the points that are kept."""
+        A = s * self.kernel()[self.keep][:, self.keep]
+        A.diagonal().add_(1)
+        return torch.linalg.cholesky(A)
+
+    def solve(self, L: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Return (I + s K_m)⁻¹ right over the points that are kept, 0 elsewhere."""
+        out = torch.zeros_like(right)
+        out[self.keep] = torch.cholesky_solve(right[self.keep, None], L)[:, 0]
+        return out
+
+    def look(self, count: bool = False) -> None:
+        """Measure f, g and, if asked, the pattern counts at the present state."""
+        self._clear(count)
+        for b in self.p.blocks():
+            self._measure(b, count)
+
+    def move(self, eta: float, active: torch.Tensor, settle=False, count=False) -> None:
+        """C ← (1 − eta) C + active ∘ S, removed columns 0; Z to match; measure.
+
+        To `settle`, each neuron also goes a share of the way to beta ∘ σ (and eta is 0). σ in
+        [0, 1] is the activation that a pair takes once its own effect on Z is counted: where
+        a_r beta_i < 0 a kink attracts, and beta σ = C − Z / (m^{-1/2} a_r), cut to between 0 and
+        beta, holds Z at 0; elsewhere σ = S. Pairs that share a neuron push each other, so that
+        the more it holds, the smaller is the share.
+        """
+        p, dtype = self.p, self.Z.dtype
+        active, beta = active.to(dtype), self.beta.to(dtype)
+        zero, low, high = active.new_zeros(()), beta.clamp(max=0), beta.clamp(min=0)
+        Z, C = self.Z, self.C
+        if not self.owned:
+            self.Z, self.C, self.owned = torch.empty_like(Z), torch.empty_like(C), True
+        self._clear(count)
+        for b in p.blocks():
+            a, z, c, S = p.a[b, None], Z[b], C[b], Z[b] > 0
+            step = torch.where(S, active, zero)
+            if settle:
+                held = torch.addcdiv(c, z, a, value=-1)
+                eta = 1 / (1.5 + 0.3 * ((held > low) & (held < high)).sum(1, keepdim=True))
+                held.clamp_(low, high)
+                held = torch.where(a * beta < 0, held, S * beta)
+                step += held.sub_(c).sub_(step).mul_(eta)
+            elif eta:
+                step.add_(c, alpha=-eta)
+            step[:, self.removed] = -c[:, self.removed]
+            torch.add(c, step, out=self.C[b])
+            torch.addmm(z, step.mul_(a), p.G, out=self.Z[b])
+            self._measure(b, count)
+
+    def extrapolate(self, Z: torch.Tensor, C: torch.Tensor, mu: float) -> tuple:
+        """Move to (1 + mu) present − mu (Z, C) in the memory of (Z, C); return the present."""
+        present = self.Z, self.C
+        for old, new in ((Z, self.Z), (C, self.C)):
+            old.mul_(-mu).add_(new, alpha=1 + mu)
+        self.Z, self.C = Z, C
+        self.look()
+        return present
+
+    def _clear(self, count: bool) -> None:
+        self.f, self.g = torch.zeros_like(self.p.Y), torch.zeros_like(self.p.Y)
+        if count:  # exact in float32 up to 2²⁴ neurons
+            self.counts = torch.zeros(self.p.n, self.p.n, device=self.f.device)
+
+    def _measure(self, b: slice, count: bool) -> None:
+        a, Z = self.p.a[b], self.Z[b]
+        self.f += a @ Z.relu()
+        if self.offset:
+            self.g += a @ ((Z > 0) * self.p.Z0[b])
+        if count:
+            S = (Z > 0).float()
+            self.counts.addmm_(S.T, S)
+
+    def finish(self, iterations: int, change: float, began: float) -> Trained:
+        """Predict the test points and hand over the state."""
+        state = self.p, self.Z, self.C, self.beta, self.counts, self.removed
+        done = Trained(*state, self.f.cpu().numpy(), iterations=iterations, change=change)
+        done.f_te = done._test_points()[0].cpu().numpy()
+        done.seconds = time.perf_counter() - began
+        return done
+
+
+def largest_eigenvalue(K: torch.Tensor, steps: int = 100) -> float:
+    """Return λ_max of a positive semi-definite K by power iteration, from below."""
+    v = torch.ones(len(K), dtype=K.dtype, device=K.device)
+    for _ in range(steps):
+        v = K @ (v / v.norm())
+    return float(v.norm())
+
+
+def gradient_descent(
+    problem: Problem, *, momentum: bool = False, step: float | None = None,
+    steps: int | None = None, tol: float = 1e-4, start: Trained | None = None,
+    remove: int | Sequence[int] = (), record: Iterable[int] = (), progress: bool = False,
+) -> Trained:  # fmt: skip
+    """Minimise Eq 2 by gradient descent, the discrete form of gradient flow (Eq 3).
+
+    Eq 3:  dW/dt = −∇L, in steps W ← W − step ∇L(W). `momentum` adds Nesterov's, with the constant
+    (1 − √q)/(1 + √q), q = step λ. The default step is ½/(λ_max + λ), λ_max of K_m at the start: a
+    quarter of the largest stable one, since λ_max grows in training. Runs for exactly `steps`
+    steps, or until the rms change of f over a period of 1/q steps (with momentum 3/√q) is ≤ `tol`;
+    then the step is halved whenever the change no longer falls, because kinks chatter in
+    proportion to it. `record` names steps (0 is the start) at which the predictions are kept in
+    `trajectory`.
+
+    Raises `RuntimeError` if it diverges, oscillates or does not come to rest, naming the stable
+    step; `IndexError` for indices out of range or removed twice; `ValueError` for other bad input.
+    Source: Zhang and Zhang (2022), Eq 2, 3.
+    """
+    began, lam = time.perf_counter(), problem.lam
+    path = _Path(problem, start, remove, offset=False)
+    stable = 2 / path.stiffness()
+    step = stable / 4 if step is None else check.number("step", step, above=0)
+    steps = steps if steps is None else check.integer("steps", steps, at_least=0)
+    path.move(0, torch.zeros_like(path.f))  # its own copy, without the removed points
+    before = (path.Z.clone(), path.C.clone()) if momentum else ()
+    record, trajectory, trouble = set(record), {}, ""
+    bound, swings, d = 4 * float(path.residual().norm()) + 4, 0, None
+    checked, due, changes, first = path.f, 0, [math.inf, math.inf], step
+    for k in tqdm(itertools.count(), total=steps, disable=not progress, desc="gradient descent"):
+        if k in record:
+            trajectory[k] = path.f.cpu().numpy(), path.finish(k, changes[-1], began).f_te
+        if k and k == due:
+            changes.append(max(_rms(path.f - checked), _rms(d)))
+            if steps is None and changes[-1] <= tol:
+                break
+            if steps is None and changes[-1] > 0.7 * max(changes[-3:-1]):
+                step /= 2
+                if step < first / 100:
+                    trouble = f"did not come to rest (change {changes[-1]:.1e} > tol {tol:g})"
+                    break
+        if k == due:
+            q = step * lam
+            mu = max(0.0, (1 - q**0.5) / (1 + q**0.5)) if momentum else 0.0
+            checked, due = path.f, k + math.ceil(3 / q**0.5 if momentum else 1 / q)
+        if k == steps:
+            break
+        last, turned = path.f, d
+        if momentum and k:
+            before = path.extrapolate(*before, mu)
+        path.move(q, -step * path.residual())
+        d = path.f - last
+        swings += 1  # steps in a row that take back the one before
+        if turned is None or _rms(d) < 0.02 or d @ turned > -0.9 * d.norm() * turned.norm():
+            swings = 0
+        if not path.residual().norm() < bound or swings > 20:
+            trouble = "oscillates" if swings else "diverged"
+            break
+    if trouble:
+        raise RuntimeError(
+            f"gradient descent {trouble} after {k} steps of {step:.3g}; steps below "
+            f"2/(λ_max + λ) = {stable:.3g} are stable, {stable / 4:.3g} is the default"
+        )
+    path.beta = -path.residual() / lam
+    path.look(count=True)
+    done = path.finish(k, changes[-1], began)
+    done.trajectory = trajectory
+    return done
+
+
+def _rms(x: torch.Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def newton(
+    problem: Problem, *, start: Trained | None = None, remove: int | Sequence[int] = (),
+    flow: int = FLOW, settle: int | None = None, tol: float = 0.0,
+) -> Trained:  # fmt: skip
+    """Minimise Eq 2 by Newton steps on the activation pattern, along the flow of Eq 3.
+
+    With J and K_m = JJᵀ of the present pattern S, W(0) + Jᵀ(K_m + λI)⁻¹(Y − JW(0)) would be the
+    minimiser. A cold start gets near it in `flow` steps, each the minimiser of
+    L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3, with τ
+    growing geometrically from 1/(λ_max + λ) to 1/λ. With s = τ/(1 + λτ):
+
+        (I + s K_m) r = f − Y − s λ (f − JW(0)),    C ← (1 − s λ) C − s r ∘ S.
+
+    At most `settle` full steps for beta = −r/λ follow, until the rms change of f is ≤ tol (a warm
+    start makes only these). There a kink that attracts is held at 0, with a subgradient in [0, 1],
+    so that nothing chatters.
+
+    `start` is a state to go on from; `remove` are training points to leave out, besides those that
+    `start` has left out. Raises `IndexError` for indices out of range or removed twice,
+    `ValueError` for a start of another problem.
+    """
+    began, lam = time.perf_counter(), problem.lam
+    path = _Path(problem, start, remove, offset=start is None)
+    change, taken = math.inf, 0
+    flow = check.integer("flow", flow) if start is None else 0
+    if settle is None:
+        settle = SETTLE if start is None else SETTLE_WARM
+    settle = check.integer("settle", settle, at_least=0)
+    counted = {k for k in range(settle + 1) if k and (k % REFRESH == 0 or (flow and k == settle))}
+    q = lam / path.stiffness() if flow else 1
+    for k, damping in enumerate(np.geomspace(q, 0.5, flow), 1):
+        right = path.f - problem.Y - damping * (path.f - path.g)
+        active = -damping / lam * path.solve(path.factor(damping / lam), right)
+        path.beta = (1 - damping) * path.beta + active
+        path.move(damping, active, count=k % REFRESH == 0 or k == flow)
+    path.offset = False
+    L, gone = path.factor(1 / lam), path.beta * ~path.keep
+    if gone.any():  # points removed just now: what the others answer to first order, on S
+        pull = path.kernel() @ gone - path.residual() - lam * path.beta
+        answer = path.solve(L, pull) / lam
+        path.beta = path.beta - gone + answer
+        path.move(0, answer)
+    for taken in range(1, settle + 1):
+        f = path.f
+        delta = -path.solve(L, path.residual() + lam * path.beta) / lam
+        path.beta = path.beta + delta
+        path.move(0, delta, settle=True, count=taken in counted)
+        L = path.factor(1 / lam) if taken in counted else L
+        change = _rms(path.f - f)
+        if change <= tol:
+            break
+    return path.finish(flow + taken, change, began)

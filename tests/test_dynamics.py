@@ -1,0 +1,310 @@
+"""Influence along training (Eq 3, 8, 9, 13): by hand, matrix exponentials, an ODE solver."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+from scipy.linalg import expm
+
+from lib.data import load
+from lib.dynamics import Flow, exponential
+from lib.kernel import ntk
+from lib.ridge import Ridge
+
+TIMES = (1e-3, 0.3, 5.0, 80.0, 3e3)
+
+
+def train(K, Y, lam, k, t, without=()):
+    """Predictions at time t of training without some points: a matrix exponential of what is left.
+
+    The exponential of [[−A, Y], [0, 0]] t holds ∫₀ᵗ e^{−As} ds Y = A⁻¹(I − e^{−At})Y in its last
+    column, so nothing is inverted and λ = 0 is no special case.
+    """
+    keep = np.setdiff1d(np.arange(len(Y)), without)
+    n = len(keep)
+    block = np.zeros((n + 1, n + 1))
+    block[:n, :n] = -K[np.ix_(keep, keep)] - lam * np.eye(n)
+    block[:n, n] = Y[keep]
+    return k[keep].T @ expm(t * block)[:n, n]
+
+
+@pytest.fixture(scope="module")
+def images():
+    """K, Y, k, y_te of 150 training and 40 test digits."""
+    data = load("digits:3/8", n_train=150, n_test=40)
+    return ntk(data.X), data.Y, ntk(data.X, data.X_te), data.Y_te
+
+
+# --- the partial fractions --------------------------------------------------------------------
+
+Z = -np.concatenate([[0], np.logspace(-12, 4, 40001), [1e6, 1e16, 1e300]])
+
+
+def error(pairs):
+    zeta, c = exponential(pairs)
+    return np.abs(2 * (c / (zeta - Z[:, None])).sum(axis=1).real - np.exp(Z)).max()
+
+
+def test_partial_fractions_of_the_exponential():
+    assert error(7) < 1e-13  # 1e-11 is what the rest needs
+    zeta, c = exponential()
+    assert abs(2 * (c / zeta).sum().real - 1) < 1e-13
+    assert (zeta.imag > 0).all()
+
+
+def test_error_falls_by_the_constant_of_halphen():
+    # Gonchar and Rakhmanov: the best error of a fraction with n poles falls as 9.28902…⁻ⁿ
+    errors = np.log([error(pairs) for pairs in range(1, 7)])
+    rate = -np.diff(errors) / 2
+    np.testing.assert_allclose(rate, math.log(9.28902549192081), rtol=0.1)
+    assert error(5) > 1e-11  # control
+
+
+def test_number_of_pairs_is_bounded():
+    with pytest.raises(ValueError, match="pairs = 8 is more than float64 resolves; use 1 to 7"):
+        exponential(8)
+    with pytest.raises(ValueError, match="pairs must be at least 1"):
+        exponential(0)
+
+
+# --- by hand ----------------------------------------------------------------------------------
+
+# K = ½ I, λ = ½, Y = (1, −1): A = I, β(t) = (1 − e^{−t}) Y. At t = ln 2: β = (½, −½).
+# k = (½, ¼), y_te = 1: f = ⅛, r_te = −7/8. Points do not interact: without x_1 f = −⅛,
+# without x_2 f = ¼, so I = ½(81/64 − 49/64) = ¼ and ½(36/64 − 49/64) = −13/128.
+# α = k, r_i(t) = −y_i (½ + ½ e^{−t}) = ∓¾, so Î = α r_te r_i = 21/64 and −21/128.
+# Unrolled: −k_i y_i ∫ e^{−(t−s)} (½ + ½ e^{−s}) ds = −k_i y_i (¼ + ¼ ln 2).
+
+
+def test_eq8_eq9_eq13_at_time_t_by_hand():
+    flow, t = Flow(0.5 * np.eye(2), [1.0, -1.0], lam=0.5), math.log(2)
+    now = flow.influence([0.5, 0.25], [1.0], t)
+    close = {"rtol": 0, "atol": 1e-13}
+    np.testing.assert_allclose(flow.beta(t), [0.5, -0.5], **close)
+    np.testing.assert_allclose(flow.r(t), [-0.75, 0.75], **close)
+    np.testing.assert_allclose(now.f, [1 / 8], **close)
+    np.testing.assert_allclose(now.loo[:, 0], [-1 / 8, 1 / 4], **close)
+    np.testing.assert_allclose(now.exact[:, 0], [1 / 4, -13 / 128], **close)
+    np.testing.assert_allclose(now.ihvp[:, 0], [21 / 64, -21 / 128], **close)
+    first = (1 + math.log(2)) / 4 * 7 / 8
+    np.testing.assert_allclose(now.unrolled[:, 0], [first / 2, -first / 4], **close)
+    np.testing.assert_allclose(flow.remove([0, [0, 1]], [0.5, 0.25], t), [[-1 / 8], [0]], **close)
+
+
+# --- against training each submatrix ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_eq9_every_point_at_time_t_against_matrix_exponentials(images, lam):
+    K, Y, k, y_te = images
+    flow = Flow(K, Y, lam)
+    for t in TIMES:
+        now = flow.influence(k, y_te, t)
+        truth = np.array([train(K, Y, lam, k, t, [i]) for i in range(len(Y))])
+        full = train(K, Y, lam, k, t)
+        assert np.abs(now.f - full).max() < 1e-10, t
+        assert np.abs(now.loo - truth).max() < 1e-10, t
+        influence = 0.5 * (truth - y_te) ** 2 - 0.5 * (full - y_te) ** 2
+        assert np.abs(now.exact - influence).max() < 1e-10, t
+
+
+def test_eq9_control_the_rank_one_update_of_the_exponential_itself_fails(images):
+    # Eq 9 at time t with A⁻¹(I − e^{−At}) in place of Q: right only at the end
+    K, Y, k, y_te = images
+    flow, t = Flow(K, Y, 0.0), 5.0
+    S = (flow.V * flow._learnt(t)) @ flow.V.T
+    wrong = k.T @ S @ Y - (S @ k) * (S @ Y / S.diagonal())[:, None]
+    assert np.abs(wrong - flow.influence(k, y_te, t).loo).max() > 1e-6  # and not < 1e-10
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_eq9_groups_at_time_t_against_matrix_exponentials(images, lam):
+    K, Y, k, _ = images
+    flow, rng = Flow(K, Y, lam), np.random.default_rng(0)
+    groups = [rng.choice(150, size, replace=False) for size in (1, 2, 10, 75, 149)]
+    for t in TIMES:
+        truth = np.array([train(K, Y, lam, k, t, group) for group in groups])
+        assert np.abs(flow.remove(groups, k, t) - truth).max() < 1e-10, t
+    assert np.abs(flow.remove([np.arange(150)], k, 5.0)).max() < 1e-10
+
+
+def test_eq3_against_an_ode_solver(images):
+    # dc/dt = Y − (K + λI)c, the flow of Eq 3 in the coefficients of the features
+    K, Y, k, y_te = images
+    for lam in (0.0, 1.0):
+        flow, t = Flow(K, Y, lam), 3.0
+        now = flow.influence(k, y_te, t)
+        for i, got in ((None, now.f), (7, now.loo[7])):
+            keep = np.setdiff1d(np.arange(150), [] if i is None else [i])
+            A, y = K[np.ix_(keep, keep)] + lam * np.eye(len(keep)), Y[keep]
+            c = solve_ivp(
+                lambda _, c, A=A, y=y: y - A @ c, (0, t), 0 * y, "DOP853", rtol=1e-13, atol=1e-14
+            ).y[:, -1]
+            assert np.abs(k[keep].T @ c - got).max() < 1e-10
+
+
+@st.composite
+def problems(draw):
+    """Random unit data with near-duplicates and duplicates, λ = 0 among the ridges, any time."""
+    n, d, t_e = draw(st.integers(2, 10)), draw(st.integers(2, 6)), 3
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    X = rng.standard_normal((n + t_e, d))
+    for i in range(draw(st.integers(0, 2))):
+        X[i + 1] = X[i] + draw(st.sampled_from([0.0, 1e-6, 0.1])) * rng.standard_normal(d)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    Y = np.clip(rng.standard_normal(n + t_e), -1, 1)
+    lam = draw(st.sampled_from([0.0, 1e-3, 1.0, 100.0]))
+    return ntk(X[:n]), Y[:n], lam, ntk(X[:n], X[n:]), Y[n:], 10.0 ** draw(st.floats(-6, 3))
+
+
+@given(problems())
+def test_eq9_at_time_t_for_any_data(problem):
+    K, Y, lam, k, y_te, t = problem
+    flow = Flow(K, Y, lam)
+    now = flow.influence(k, y_te, t)
+    truth = np.array([train(K, Y, lam, k, t, [i]) for i in range(len(Y))])
+    tolerance = 1e-10 + 1e-15 * t * len(Y)  # β grows as t along a duplicate, and so does rounding
+    assert np.abs(now.f - train(K, Y, lam, k, t)).max() < tolerance
+    assert np.abs(now.loo - truth).max() < tolerance
+    pair = [[0, 1]]
+    assert np.abs(flow.remove(pair, k, t) - train(K, Y, lam, k, t, pair[0])).max() < tolerance
+
+
+# --- the two ends -----------------------------------------------------------------------------
+
+
+def test_nothing_is_learnt_and_nothing_matters_at_the_start(images):
+    K, Y, k, y_te = images
+    flow = Flow(K, Y, 1.0)
+    start, soon = (flow.influence(k, y_te, t) for t in (0.0, 1e-9))
+    assert (start.f == 0).all() and (start.exact == 0).all() and (start.unrolled == 0).all()
+    assert (flow.remove([3, [1, 2]], k, 0) == 0).all()
+    # first step: f = t kᵀY, and without x_i it lacks t k_i y_i
+    np.testing.assert_allclose(soon.shift, -1e-9 * k * Y[:, None], rtol=1e-6, atol=1e-20)
+    assert np.abs(start.ihvp).max() > 0.01  # the estimate for the end does not know that
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-3, 1.0])
+def test_the_end_of_training_is_ridge_regression(images, lam):
+    K, Y, k, y_te = images
+    flow, ridge = Flow(K, Y, lam), Ridge(K, Y, lam)
+    end, truth = flow.influence(k, y_te, math.inf), ridge.influence(k, y_te)
+    late = flow.influence(k, y_te, 1e14)
+    groups = [4, [1, 2, 3]]
+    for moment in (end, late):
+        np.testing.assert_allclose(moment.f, truth.f, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(moment.exact, truth.exact, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(moment.ihvp, truth.ihvp, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(moment.unrolled, truth.ihvp, rtol=0, atol=1e-10)
+        got = flow.remove(groups, k, moment.t)
+        np.testing.assert_allclose(got, ridge.remove(groups, k), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(flow.r(math.inf), ridge.r, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(flow.beta(math.inf), ridge.beta, rtol=0, atol=1e-12)
+
+
+# --- first order ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+@pytest.mark.parametrize("t", [0.1, 4.0, 100.0])
+def test_eq13_unrolled_is_the_derivative_in_the_weight_of_a_point(images, lam, t):
+    K, Y, k, y_te = images
+    now = Flow(K, Y, lam).influence(k, y_te, t)
+
+    def loss(i, weight):
+        # θ = Φᵀc with dc/dt = −W(Kc − Y) − λc, and W the identity but for point i
+        w = np.ones(150)
+        w[i] = weight
+        block = np.zeros((151, 151))
+        block[:150, :150] = -w[:, None] * K - lam * np.eye(150)
+        block[:150, 150] = w * Y
+        return 0.5 * (k.T @ expm(t * block)[:150, 150] - y_te) ** 2
+
+    for i in (0, 60):
+        step = 1e-4
+        slope = (loss(i, 1 + step) - loss(i, 1 - step)) / (2 * step)
+        np.testing.assert_allclose(now.unrolled[i], -slope, rtol=0, atol=1e-8)
+        assert np.abs(now.unrolled[i] - now.exact[i]).max() > 1e-8 or t < 1  # it is first order
+
+
+def test_eq13_taken_before_the_end_is_off_where_unrolled_is_not(images):
+    K, Y, k, y_te = images
+    flow = Flow(K, Y, 1.0)
+    early = flow.influence(k, y_te, 0.01)
+    gap = {name: np.abs(getattr(early, name) - early.exact).sum() for name in ("ihvp", "unrolled")}
+    total = np.abs(early.exact).sum()
+    assert gap["unrolled"] < 0.05 * total and gap["ihvp"] > total
+
+
+# --- what influence shows ---------------------------------------------------------------------
+
+
+def test_fig6_the_nearest_image_is_the_most_influential_at_first_and_not_at_the_end(images):
+    K, Y, k, y_te = images
+    flow, nearest = Flow(K, Y, 0.0), np.abs(k).argmax(axis=0)
+    top = [np.abs(flow.influence(k, y_te, t).exact).argmax(axis=0) for t in (1e-6, 1e4)]
+    assert (top[0] == nearest).all() and (top[1] != nearest).mean() > 0.3
+
+
+def test_fig7_noisy_points_gain_influence_and_lose_it_without_a_ridge():
+    curves = {0.0: [], 1.0: []}
+    for seed in range(3):
+        data = load("digits:0+2+4+6+8/1+3+5+7+9", n_train=300, n_test=200, seed=seed)
+        noisy = np.isin(np.arange(300), np.random.default_rng(seed).choice(300, 120, replace=False))
+        K, k = ntk(data.X), ntk(data.X, data.X_te)
+        for lam, curve in curves.items():
+            flow = Flow(K, np.where(noisy, -data.Y, data.Y), lam)
+            for t in (0.01, 0.3, 1e3):
+                I = flow.influence(k, data.Y_te, t).exact
+                curve.append(
+                    [noisy[np.abs(I).argmax(axis=0)].mean(), noisy[I.argmax(axis=0)].mean()]
+                )
+    free, ridge = (np.reshape(curve, (3, 3, 2)).mean(axis=0).T for curve in curves.values())
+    for start, peak, end, fall in ((*free[0], 0.1), (*ridge[0], -0.1)):
+        assert peak > start + 0.05 and peak - end > fall
+    assert ridge[0, 1] - ridge[0, 2] < 0.5 * (free[0, 1] - free[0, 2])
+    assert free[1].max() < 0.4 and free[1].argmax() == 2  # signed: no rise and fall
+
+
+# --- duplicates and bad input -----------------------------------------------------------------
+
+
+def test_duplicates_without_ridge_train_but_have_no_end(points):
+    X = points(20, 4)
+    X[11] = X[3]
+    K, k, Y = ntk(X[:15]), ntk(X[:15], X[15:]), np.sign(points(15, 1)[:, 0])
+    flow = Flow(K, Y, 0.0)
+    assert np.abs(flow.influence(k, Y[:5], 9.0).loo[3] - train(K, Y, 0, k, 9.0, [3])).max() < 1e-10
+    for call in (flow.beta, flow.r, lambda t: flow.remove([0], k, t)):
+        with pytest.raises(ValueError, match="lam = 0 is singular .* points 3 and 11 are dup"):
+            call(math.inf)
+    with pytest.raises(ValueError, match="points 3 and 11 are duplicates .* choose lam > 0"):
+        flow.influence(k, Y[:5], math.inf)
+
+
+@pytest.mark.parametrize("t", [-1.0, math.nan, -math.inf])
+def test_bad_time(t):
+    flow = Flow(np.eye(2), [1, -1], 1)
+    with pytest.raises(ValueError, match="t must be a finite number >= 0, not .*"):
+        flow.influence([0.5, 0.25], [1.0], t)
+    with pytest.raises(TypeError, match="t must be a number, not 'end'"):
+        flow.beta("end")
+
+
+def test_bad_input():
+    flow = Flow(np.eye(2), [1, -1], 1)
+    with pytest.raises(ValueError, match=r"k has shape \(3, 1\), but there are 2 training points"):
+        flow.predict(np.ones((3, 1)), 1.0)
+    with pytest.raises(ValueError, match="y_te has 2 entries, but there are 1 points"):
+        flow.influence([0.5, 0.25], [1.0, 1.0], 1.0)
+    with pytest.raises(IndexError, match="groups = 2 is out of range; use 0 to 1"):
+        flow.remove([[0, 2]], [0.5, 0.25], 1.0)
+    with pytest.raises(ValueError, match="K is not positive semidefinite .* -0.5.*pass K = ntk"):
+        Flow([[0.5, 1.0], [1.0, 0.5]], [1, 1], 1)
+    with pytest.raises(ValueError, match="K must be symmetric"):
+        Flow([[0.5, 0.1], [0.2, 0.5]], [1, 1], 1)
+    with pytest.raises(ValueError, match="lam must be a finite number >= 0"):
+        Flow(np.eye(2), [1, 1], -1)

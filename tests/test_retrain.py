@@ -1,0 +1,394 @@
+"""Leave-one-out retraining: the right points, on any workers, through every interruption."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from joblib import parallel_config
+from tqdm import tqdm
+
+from lib import retrain as module
+from lib.retrain import Retrained, retrain
+from lib.train import Problem, gradient_descent, newton
+
+SETTINGS = {"lam": 0.5, "m": 64, "kappa": 0.1, "seed": 0, "progress": False}
+DESCENT = {"method": "gradient descent", "options": {"steps": 40}} | SETTINGS
+GROUPS = [4, [0, 2], 7, [9, 1, 5], 0]
+
+
+@pytest.fixture
+def data(points):
+    """X (10, 4), Y (10,), X_te (3, 4)."""
+    A = points(13, 4)
+    return A[:10], np.sign(A[:10, 0]), A[10:]
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Replace Newton by a known function of the removed points; returns the list of calls."""
+    calls = []
+
+    def train(problem, start=None, remove=()):
+        calls.append((problem, start, tuple(remove)))
+        time.sleep(0.005)  # long enough for other threads to come by
+        f = np.cos(1.0 + np.sum(remove)) / np.arange(3, 3 + problem.Z0_te.shape[1])
+        return SimpleNamespace(f_te=f, seconds=0.25, iterations=2, change=1e-9)
+
+    monkeypatch.setitem(module.METHODS, "newton", train)
+    return calls
+
+
+def same(a: Retrained, b: Retrained):
+    """Equal to the last bit, in everything but the time it took."""
+    for key in ("f", "f_without", "iterations", "change"):
+        assert getattr(a, key).tobytes() == getattr(b, key).tobytes(), key
+    assert a.groups == b.groups
+
+
+# --- Eq 7 ---------------------------------------------------------------------------------------
+
+
+def test_eq_7_is_the_difference_of_the_losses(stand_in, data):
+    result = retrain(*data, GROUPS, **SETTINGS)
+    y_te = np.array([1.0, -1.0, 0.5])
+    expected = 0.5 * (result.f_without - y_te) ** 2 - 0.5 * (result.f - y_te) ** 2
+    np.testing.assert_allclose(result.influence(y_te), expected, rtol=1e-14, atol=1e-15)
+    with pytest.raises(ValueError, match="y_te has 2 entries"):
+        result.influence(y_te[:2])
+
+
+def test_eq_7_keeps_its_digits_where_the_influence_is_tiny():
+    f, without, y = np.array([0.1]), np.array([[0.1 + 1e-12]]), -0.7
+    exact = [Fraction(float(v)) - Fraction(y) for v in (without[0, 0], f[0])]
+    exact = float((exact[0] ** 2 - exact[1] ** 2) / 2)
+    result = Retrained([(0,)], f, without, *np.zeros((3, 1)))
+    squares = 0.5 * (without[0, 0] - y) ** 2 - 0.5 * (f[0] - y) ** 2
+    assert abs(result.influence([y])[0, 0] / exact - 1) < 1e-14
+    assert abs(squares / exact - 1) > 1e-6  # what the difference of the squares would lose
+
+
+# --- which points are removed -------------------------------------------------------------------
+
+
+def test_cold_start_is_training_on_the_points_that_are_left(data):
+    X, Y, X_te = data
+    result = retrain(X, Y, X_te, GROUPS, start="cold", dtype="float64", **DESCENT)
+    settings = {k: SETTINGS[k] for k in ("lam", "m", "kappa", "seed")} | {"dtype": "float64"}
+    assert result.groups == [(4,), (0, 2), (7,), (1, 5, 9), (0,)]
+    for group, f in zip([(), *GROUPS], [result.f, *result.f_without], strict=True):
+        keep = np.setdiff1d(np.arange(len(X)), group)
+        alone = gradient_descent(Problem(X[keep], Y[keep], X_te, **settings), steps=40)
+        np.testing.assert_allclose(f, alone.f_te, atol=1e-10, err_msg=f"without {group}")
+        assert np.ptp([f, result.f], axis=0).max() > 1e-3 or not group
+
+
+@pytest.mark.parametrize("backend", ["sequential", "threading"])
+def test_warm_start_is_the_full_model_trained_once(stand_in, data, backend):
+    with parallel_config(backend=backend, n_jobs=3):
+        retrain(*data, GROUPS, **SETTINGS)
+    (_, nothing, _), *rest = stand_in
+    assert nothing is None and len(rest) == len(GROUPS)
+    assert len({id(start) for _, start, _ in rest}) == len({id(p) for p, _, _ in stand_in}) == 1
+    assert rest[0][1] is not None and not module._cache  # not kept beyond the call
+    del stand_in[:]
+    retrain(*data, GROUPS, start="cold", **SETTINGS)
+    assert [start for _, start, _ in stand_in] == [None] * (1 + len(GROUPS))
+
+
+def test_warm_and_cold_start_differ_by_less_than_the_removal(data):
+    settings = DESCENT | {"m": 1024, "options": {"steps": 60}}
+    warm, cold = (retrain(*data, range(10), start=s, **settings) for s in ("warm", "cold"))
+    np.testing.assert_array_equal(warm.f, cold.f)
+    effect = np.abs(cold.f_without - cold.f).mean()
+    assert 0 < np.abs(warm.f_without - cold.f_without).mean() < 0.1 * effect
+
+
+def test_newton_is_the_default_and_agrees_with_gradient_descent(data):
+    settings = SETTINGS | {"m": 1024}
+    descent = settings | {"method": "gradient descent", "options": {"steps": 60}}
+    result, reference = (retrain(*data, range(10), **s) for s in (settings, descent))
+    assert module.METHODS["newton"] is newton
+    shift, expected = (r.f_without - r.f for r in (result, reference))
+    assert np.abs(shift - expected).mean() < 0.1 * np.abs(expected).mean()
+
+
+# --- on any workers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, DESCENT], ids=["newton", "descent"])
+def test_order_and_workers_change_no_bit(data, tmp_path, settings):
+    one = retrain(*data, GROUPS, **settings)
+    pair = retrain(*data, GROUPS[::-1], workers=2, file=tmp_path / "pair", **settings)
+    order = slice(None, None, -1)
+    same(one, Retrained(pair.groups[order], pair.f, pair.f_without[order], *[
+        getattr(pair, k)[order] for k in ("seconds", "iterations", "change")
+    ]))  # fmt: skip
+    with parallel_config(backend="threading", n_jobs=3):
+        same(one, retrain(*data, GROUPS, **settings))
+    same(one, retrain(*data, GROUPS, file=tmp_path / "pair", **settings))
+
+
+def test_dask_cluster_of_two_workers_gives_the_same_numbers(data, tmp_path):
+    distributed = pytest.importorskip("dask.distributed")
+    one = retrain(*data, GROUPS, **SETTINGS)
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
+        local_directory=tmp_path,
+    )  # fmt: skip
+    with cluster, distributed.Client(cluster) as client:
+        client.wait_for_workers(2)
+        with parallel_config(backend="dask"):
+            same(one, retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS))
+            same(one, retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS))
+        processes = client.run(lambda: (os.getpid(), len(sys.modules["lib.retrain"]._cache)))
+    assert len({p for p, _ in processes.values()} - {os.getpid()}) == 2
+    assert all(cached == 1 for _, cached in processes.values())  # one warm start in each
+
+
+def test_threads_of_torch_are_fixed_inside_and_restored(data, monkeypatch):
+    seen = []
+
+    def train(problem, **arguments):
+        seen.append(torch.get_num_threads())
+        return SimpleNamespace(f_te=np.zeros(3), seconds=0.0, iterations=1, change=0.0)
+
+    monkeypatch.setitem(module.METHODS, "newton", train)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        retrain(*data, [0], **SETTINGS)
+        retrain(*data, [0], threads=2, **SETTINGS)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 2, 2]
+
+
+# --- through every interruption -----------------------------------------------------------------
+
+SLOW = """
+import sys, time
+import numpy as np
+from lib import retrain as module
+from lib.train import gradient_descent
+
+data, path, log = np.load(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
+
+def slow(problem, remove=(), **arguments):
+    done = gradient_descent(problem, remove=remove, **arguments)
+    print(*remove, file=log, flush=True)
+    time.sleep(0.2)
+    return done
+
+module.METHODS["gradient descent"] = slow
+module.retrain(
+    data["X"], data["Y"], data["X_te"], range(10), file=path, method="gradient descent",
+    options={"steps": 40}, lam=0.5, m=64, kappa=0.1, seed=0,
+)
+"""
+
+
+def test_resumed_after_kill_9_with_nothing_lost_and_nothing_done_twice(data, tmp_path):
+    X, Y, X_te = data
+    np.savez(tmp_path / "data.npz", X=X, Y=Y, X_te=X_te)
+    file, log = tmp_path / "file", tmp_path / "log"
+    command = [sys.executable, "-c", SLOW, tmp_path / "data.npz", file, log]
+    root = Path(module.__file__).parents[1]
+    run = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not file.exists() or file.read_bytes().count(b"\n") < 4:
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(BlockingIOError, match="another run is writing to it"):
+        retrain(*data, range(10), file=file, **DESCENT)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    kept, trained = file.read_bytes(), log.read_text().split("\n")[:-1]
+    records = [json.loads(line)["without"] for line in kept.splitlines()[1:]]
+    assert [" ".join(map(str, g)) for g in records] == trained[: len(records)]
+    assert len(trained) - len(records) <= 1  # the one that was running
+
+    result = retrain(*data, range(10), file=file, **DESCENT)
+    assert file.read_bytes().startswith(kept)
+    groups = [json.loads(line)["without"] for line in file.read_bytes().splitlines()[1:]]
+    assert sorted(groups) == [[], *([i] for i in range(10))]
+    same(result, retrain(*data, range(10), **DESCENT))
+
+
+def test_a_file_torn_at_any_byte_is_completed(stand_in, data, tmp_path):
+    file = tmp_path / "file"
+    expected = retrain(*data, GROUPS, file=file, **SETTINGS)
+    whole = file.read_bytes()
+    ends = [i for i, byte in enumerate(whole) if byte == ord("\n")]
+    cuts = {0, 1, 5, 12, 20, *range(0, len(whole), 61), *ends, *(end + 1 for end in ends)}
+    for cut in sorted(cuts):
+        del stand_in[:]
+        file.write_bytes(whole[:cut])
+        same(expected, retrain(*data, GROUPS, file=file, **SETTINGS))
+        assert file.read_bytes() == whole, f"cut at byte {cut}"
+        missing = 1 + len(GROUPS) - max(0, whole[:cut].count(b"\n") - 1)
+        full_again = bool(whole[:cut].count(b"\n") >= 2 and missing)  # the warm start of the rest
+        assert len(stand_in) == missing + full_again, f"cut at byte {cut}"
+    file.write_bytes(whole[: ends[-2] + 1] + bytes(40) + b"\n")  # zeros, as a power cut leaves them
+    same(expected, retrain(*data, GROUPS, file=file, **SETTINGS))
+    assert file.read_bytes() == whole
+
+
+def test_a_finished_file_is_read_and_more_groups_are_added(stand_in, data, tmp_path):
+    first = retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS)
+    del stand_in[:]
+    same(first, retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS))
+    assert not stand_in
+    more = retrain(*data, [8, *GROUPS], file=tmp_path / "file", **SETTINGS)
+    assert [remove for _, _, remove in stand_in] == [(), (8,)]
+    np.testing.assert_array_equal(more.f_without[1:], first.f_without)
+
+
+OTHER = {
+    "X": None, "Y": None, "X_te": None, "lam": 0.25, "m": 66, "kappa": 0.2, "seed": 1,
+    "antisymmetric": True, "dtype": "float64", "method": "gradient descent", "start": "cold",
+    "threads": 2, "options": {"settle": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_a_file_of_another_setting_is_refused_by_its_name(stand_in, data, tmp_path, key):
+    file = tmp_path / "file"
+    data = dict(zip(("X", "Y", "X_te"), data, strict=True))
+    retrain(**data, groups=GROUPS, file=file, **SETTINGS)
+    before, settings = file.read_bytes(), data | SETTINGS
+    settings[key] = data[key][::-1].copy() if key in data else OTHER[key]
+    with pytest.raises(ValueError, match=f"another setting: {key} is .* choose another") as error:
+        retrain(**settings, groups=GROUPS, file=file)
+    assert str(error.value).count(" in the file and ") == 1 and str(file) in str(error.value)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["x", "my notes", "my notes\n", "[1]\n", '{"format": "else"}\n'])
+def test_a_file_of_something_else_is_left_alone(stand_in, data, tmp_path, text):
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(ValueError, match="is not a file of lib.retrain"):
+        retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS)
+    assert (tmp_path / "file").read_text() == text and not stand_in
+
+
+def test_a_line_damaged_in_the_middle_is_named(stand_in, data, tmp_path):
+    retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS)
+    lines = (tmp_path / "file").read_text().splitlines()
+    lines[2] = lines[2][:30]
+    (tmp_path / "file").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="line 3 of .* is damaged"):
+        retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS)
+
+
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_full_disk_says_what_is_kept_and_the_next_call_goes_on(
+    stand_in, data, tmp_path, monkeypatch, where
+):
+    file, sync, count = tmp_path / "file", os.fsync, []
+
+    def full(descriptor):
+        count.append(descriptor)
+        if len(count) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    if where == "write":  # a limit on the size of the file: a short write, then an error
+        import resource
+
+        retrain(*data, GROUPS[:2], file=file, **SETTINGS)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, limits[1]))
+        code = errno.EFBIG
+    else:
+        monkeypatch.setattr(os, "fsync", full)
+        code = errno.ENOSPC
+    try:
+        with pytest.raises(OSError, match="3 trainings are kept: make room and call") as error:
+            retrain(*data, GROUPS, file=file, **SETTINGS)
+    finally:
+        if where == "write":
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.setattr(os, "fsync", sync)
+    assert error.value.errno == code and error.value.filename == str(file)
+    text = file.read_text()
+    assert text.endswith("\n") and len(text.splitlines()) == 4  # the header and three
+    del stand_in[:]
+    retrain(*data, GROUPS, file=file, **SETTINGS)
+    assert [remove for _, _, remove in stand_in] == [(), (7,), (1, 5, 9), (0,)]
+
+
+def test_progress_shows_the_time_left_and_counts_what_was_there(
+    stand_in, data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(module, "tqdm", partial(tqdm, mininterval=0))
+    retrain(*data, GROUPS[:2], file=tmp_path / "file", **SETTINGS)
+    assert not capsys.readouterr().err
+    retrain(*data, GROUPS, file=tmp_path / "file", **SETTINGS | {"progress": True})
+    lines = capsys.readouterr().err.split("\r")
+    assert "3/6 [00:00<?" in lines[1] and "4/6 [00:00<00:0" in lines[2] and "6/6" in lines[-1]
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+BAD = [
+    ({"groups": [0, 10]}, IndexError, r"groups\[1\] = 10 is out of range; use 0 to 9"),
+    ({"groups": [-1]}, IndexError, "out of range"),
+    ({"groups": [[3, 3]]}, IndexError, "names 3 more than once"),
+    ({"groups": [[1, 2], 0, [2, 1]]}, IndexError, r"groups\[2\] is groups\[0\] again"),
+    ({"groups": [4, 4]}, IndexError, r"groups\[1\] is groups\[0\] again"),
+    ({"groups": [0, []]}, IndexError, r"groups\[1\] must be one or several integers"),
+    ({"groups": []}, IndexError, "groups is empty"),
+    ({"groups": [range(10)]}, IndexError, "every training point; keep at least one"),
+    ({"groups": [0.5]}, IndexError, "must be one or several integers"),
+    ({"method": "adam"}, ValueError, "method must be 'newton' or 'gradient descent', not 'adam'"),
+    ({"start": "hot"}, ValueError, "start must be 'warm' or 'cold', not 'hot'"),
+    ({"workers": 0}, ValueError, "workers must be at least 1"),
+    ({"threads": 0}, ValueError, "threads must be at least 1"),
+    ({"lamda": 1.0}, TypeError, "lamda"),
+    ({"lam": 0}, ValueError, "lam must be a finite number > 0"),
+    ({"kappa": 0}, ValueError, "kappa must be a finite number > 0"),
+    ({"m": 0}, ValueError, "m must be at least 1"),
+    ({"Y": [1.0]}, ValueError, "Y has 1 entries"),
+    ({"X": [[np.nan, 1.0]]}, ValueError, "X has 1 value that is not finite"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "match"), BAD, ids=lambda v: str(v)[:40])
+def test_bad_input(stand_in, data, tmp_path, bad, error, match):
+    arguments = dict(zip(("X", "Y", "X_te"), data, strict=True)) | {"groups": [0]} | SETTINGS
+    with pytest.raises(error, match=match):
+        retrain(**arguments | bad, file=tmp_path / "file")
+    assert not stand_in and not any(file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_training_that_fails_stops_the_call_and_names_its_points(data, tmp_path, workers):
+    settings = DESCENT | {"options": {"step": 50.0}, "start": "cold", "workers": workers}
+    with pytest.raises(RuntimeError, match="diverged") as error:
+        retrain(*data, [3], file=tmp_path / "file", **settings)
+    assert error.value.__notes__[0].startswith("in the training without the points [")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_predictions_that_are_not_finite_are_never_recorded(data, tmp_path, monkeypatch):
+    def train(problem, start=None, remove=()):
+        f = np.full(3, np.nan if 7 in remove else 0.5)
+        return SimpleNamespace(f_te=f, seconds=0.0, iterations=1, change=0.0)
+
+    monkeypatch.setitem(module.METHODS, "newton", train)
+    with pytest.raises(RuntimeError, match="predictions that are not finite") as error:
+        retrain(*data, [4, 7, 0], file=tmp_path / "file", **SETTINGS)
+    assert error.value.__notes__ == ["in the training without the points [7]"]
+    assert len((tmp_path / "file").read_text().splitlines()) == 3

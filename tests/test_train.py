@@ -1,0 +1,281 @@
+"""Training (Eq 2, 3): by hand, against autodiff on the weights, then Newton against descent."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.func import grad
+
+from lib.kernel import ntk
+from lib.network import finite_kernel, forward, initialise
+from lib.ridge import Ridge
+from lib.train import Problem, gradient_descent, newton
+
+
+def sample(n=8, t=3, d=4, seed=0):
+    A = np.random.default_rng(seed).standard_normal((n + t, d))
+    A /= np.linalg.norm(A, axis=1, keepdims=True)
+    return A[:n], np.sign(A[:n, 0] + 0.3 * A[:n, 1]), A[n:]
+
+
+def problem(m=64, lam=0.5, kappa=0.5, seed=1, dtype="float64", antisymmetric=False, **size):
+    settings = {"lam": lam, "m": m, "kappa": kappa, "seed": seed}
+    return Problem(*sample(**size), **settings, antisymmetric=antisymmetric, dtype=dtype)
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def weights(p, d=4, seed=1):
+    """W(0), a and the loss of Eq 2 on the weights, in torch."""
+    W0, a = (torch.as_tensor(v) for v in initialise(d, p.m, p.kappa, seed))
+    X, _, X_te = (torch.as_tensor(v) for v in sample(p.n))
+
+    def loss(W, keep=slice(None)):
+        r = (forward(X, W, a) - p.Y)[keep]
+        return 0.5 * (r**2).sum() + 0.5 * p.lam * ((W - W0) ** 2).sum()
+
+    return W0, a, X, X_te, loss
+
+
+# --- by hand ------------------------------------------------------------------------------------
+
+
+def by_hand(method, **how):
+    """n = 2, m = 2, orthogonal points, so that the neurons see each point on its own.
+
+    Neuron 1 (a = 1) is active on point 1 only, neuron 2 (a = -1) on point 2 only, at 0.1 each.
+    There f_i = ±(0.1 + c_i/√2)/√2 with a pull of λc²/2, and the minimum is a scalar problem.
+    """
+    p = Problem(np.eye(2), [1.0, -1.0], np.eye(2), lam=0.5, m=2, kappa=0.1, seed=0, dtype="float64")
+    p.Z0[:] = p.Z0_te[:] = torch.tensor([[0.1, -0.1], [-0.1, 0.1]], dtype=torch.float64)
+    p.a[:] = torch.tensor([1.0, -1.0], dtype=torch.float64) / 2**0.5
+    return method(p, **how)
+
+
+def test_eq2_minimiser_by_hand():
+    # f = 0.1/√2 + K b with K = 1/2, λ b = 1 − f: b = 1 − 0.1/√2, f = 1 − λ b
+    f = 1 - 0.5 * (1 - 0.1 / 2**0.5)
+    for method, how in ((newton, {"settle": 90}), (gradient_descent, {"steps": 300})):
+        done = by_hand(method, **how)
+        np.testing.assert_allclose(done.f, [f, -f], atol=1e-9)
+        np.testing.assert_allclose(done.f_te, [f, -f], atol=1e-9)
+        np.testing.assert_allclose(done.kernel()[1], np.eye(2) / 2)
+    wrong = 1 - 2 * 0.5 * (1 - 0.1 / 2**0.5) / 1.5  # λ counted twice
+    assert abs(done.f[0] - wrong) > 0.1
+
+
+def test_eq3_one_step_by_hand():
+    done = by_hand(gradient_descent, step=0.2, steps=1)
+    f = 0.1 / 2**0.5  # the gradient of f_i is 1/2 in its own direction
+    np.testing.assert_allclose(done.f, [f + 0.1 * (1 - f), -f - 0.1 * (1 - f)], atol=1e-15)
+
+
+# --- against autodiff on the weights ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_eq3_descent_is_autodiff_descent(momentum):
+    p, step, steps = problem(), 0.05, 12
+    W, a, X, X_te, loss = weights(p)
+    q = step * p.lam
+    mu, last = (1 - q**0.5) / (1 + q**0.5) if momentum else 0.0, W
+    for k in range(steps):
+        look = W + mu * (W - last) * (k > 0)
+        last, W = W, look - step * grad(loss)(look)
+    done = gradient_descent(p, momentum=momentum, step=step, steps=steps, record=[0, steps])
+    np.testing.assert_allclose(done.f, forward(X, W, a), atol=1e-13)
+    np.testing.assert_allclose(done.f_te, forward(X_te, W, a), atol=1e-13)
+    assert sorted(done.trajectory) == [0, steps]
+    np.testing.assert_array_equal(done.trajectory[steps][1], done.f_te)
+    np.testing.assert_allclose(done.trajectory[0][0], p.a @ p.Z0.relu())
+
+
+def test_eq2_newton_ends_where_the_autodiff_gradient_vanishes():
+    p = problem(m=256, kappa=2.0)  # a large kappa: hardly a kink
+    done = newton(p, settle=300)
+    W0, a, X, X_te, loss = weights(p)
+    W = W0 + X.T @ done.C.T * p.a
+    np.testing.assert_allclose(forward(X, W, a), done.f, atol=1e-12)
+    np.testing.assert_allclose(forward(X_te, W, a), done.f_te, atol=1e-12)
+    np.testing.assert_allclose(done.beta, (p.Y - forward(X, W, a)) / p.lam, atol=1e-8)
+    free = (done.Z.abs() > 1e-6).all(1)  # neurons without a point on a kink
+    gradient = grad(loss)(W).abs().amax(0)
+    assert free.double().mean() > 0.9
+    assert gradient[free].max() < 1e-7 < grad(loss)(W0).abs().max()
+
+
+def test_eq2_kinks_that_attract_hold_a_subgradient_of_zero():
+    p = problem(m=256, kappa=0.05)
+    done = newton(p, settle=300)
+    W0, a, X, _, loss = weights(p)
+    W = W0 + X.T @ done.C.T * p.a
+    on = done.Z.abs() < 1e-9
+    share = done.C / done.beta  # the subgradient of relu that each pair takes
+    assert done.kinks == pytest.approx(float(on.double().mean())) and 0.01 < done.kinks < 0.2
+    assert share.min() > -1e-6 and share.max() < 1 + 1e-6
+    off = ~on
+    np.testing.assert_allclose(share[off], (done.Z > 0).double()[off], atol=1e-6)
+    assert grad(loss)(W).abs().max() > 1e-3  # autodiff with relu'(0) = 0 or 1 sees no minimum
+
+
+def test_thm1_kernel_at_the_trained_pattern_is_the_autodiff_gram_matrix():
+    p = problem()
+    done = newton(p, settle=30)
+    W0, a, X, X_te, _ = weights(p)
+    W = W0 + X.T @ done.C.T * p.a
+    one = grad(lambda W, x: forward(x, W, a))
+    J, J_te = (torch.stack([one(W, x).flatten() for x in v]) for v in (X, X_te))
+    K, K_te = done.kernel()
+    np.testing.assert_allclose(K, J @ J.T, atol=1e-12)
+    np.testing.assert_allclose(K_te, J_te @ J.T, atol=1e-12)
+
+
+# --- states, widths, removal ---------------------------------------------------------------------
+
+
+def test_eq1_blocks_of_neurons_and_the_start_of_training():
+    p = problem(m=5000, kappa=0.1)
+    done = gradient_descent(p, steps=0)
+    X, _, X_te = sample()
+    W, a = initialise(4, 5000, 0.1, 1)
+    np.testing.assert_allclose(done.f, forward(X, W, a), atol=1e-12)
+    for K, X2 in zip(done.kernel(), (X, X_te), strict=True):
+        np.testing.assert_allclose(K, finite_kernel(X2, X, m=5000, seed=1, dtype="float64"))
+
+
+def test_eq3_antisymmetric_network_starts_at_zero():
+    zero = gradient_descent(problem(antisymmetric=True), steps=0)
+    plain = gradient_descent(problem(), steps=0)
+    assert rms(zero.f) < 1e-15 < 0.01 < rms(plain.f)
+
+
+@pytest.mark.parametrize("method", [newton, gradient_descent])
+def test_eq7_removal_is_training_on_the_other_points(method):
+    X, Y, X_te = sample()
+    how = {"lam": 0.5, "m": 64, "kappa": 0.5, "seed": 1, "dtype": "float64"}
+    keep = [0, 1, 3, 4, 6, 7]
+    small = method(Problem(X[keep], Y[keep], X_te, **how))
+    left = method(Problem(X, Y, X_te, **how), remove=[2, 5])
+    np.testing.assert_allclose(left.f_te, small.f_te, atol=1e-6)
+    np.testing.assert_allclose(left.f[keep], small.f, atol=1e-6)
+    assert (left.C[:, [2, 5]] == 0).all() and left.removed.tolist() == [2, 5]
+    if method is gradient_descent:
+        np.testing.assert_array_equal(left.iterations, small.iterations)
+
+
+@pytest.mark.parametrize("method", [newton, gradient_descent])
+def test_eq7_warm_start_leaves_its_start_alone_and_ends_as_a_cold_one(method):
+    p = problem(m=2000, kappa=1.0)
+    full = method(p)
+    Z, C, f = full.Z.clone(), full.C.clone(), full.f_te.copy()
+    warm, cold = method(p, start=full, remove=3), method(p, remove=3)
+    assert warm.iterations < cold.iterations and warm.f[3] != full.f[3]
+    assert torch.equal(full.Z, Z) and torch.equal(full.C, C) and (full.f_te == f).all()
+    assert rms(warm.f_te - cold.f_te) < 0.05 * rms(cold.f_te - full.f_te)
+    again = method(p, start=warm, remove=[0])
+    assert sorted(again.removed) == [0, 3] and again.f[0] != warm.f[0]
+
+
+def test_eq7_state_survives_pickling():
+    p = problem(dtype="float32")
+    full = newton(p)
+    copy = pickle.loads(pickle.dumps(full))
+    a, b = (newton(s.problem, start=s, remove=2).f_te for s in (full, copy))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_thm1_wide_network_is_kernel_ridge_regression():
+    X, Y, X_te = sample(20, 10, 6)
+    model = Ridge(ntk(X), Y, 0.5)
+    f_ntk = model.predict(ntk(X, X_te))
+    errors = []
+    for m in (1000, 64_000):
+        how = {"lam": 0.5, "m": m, "kappa": 1.0, "antisymmetric": True}
+        runs = [newton(Problem(X, Y, X_te, seed=s, **how)).f_te - f_ntk for s in range(4)]
+        errors.append(rms(runs))
+    assert errors[1] < 0.01 and 4 < errors[0] / errors[1] < 16  # m^{-1/2}: 8
+    assert rms(f_ntk) > 0.1
+
+
+def test_eq2_single_precision_is_close():
+    single, double = (newton(problem(m=4000, kappa=1.0, dtype=t)) for t in ("float32", "float64"))
+    assert rms(single.f_te - double.f_te) < 1e-5
+
+
+def test_eq2_share_of_kinks_is_as_theory_expects():
+    p = problem(m=20_000, kappa=0.2, n=30, d=10, dtype="float32")
+    done = newton(p)
+    expected = float(done.beta.abs().mean()) / (2 * (2 * np.pi) ** 0.5 * p.kappa * p.m**0.5)
+    assert done.kinks == pytest.approx(expected, rel=0.1)
+
+
+# --- Newton held to descent ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lam", [0.25, 4.0])
+def test_eq2_newton_is_as_near_to_descent_as_momentum_is(lam):
+    ratios = []
+    for seed in range(3):
+        p = problem(m=2000, kappa=0.1, lam=lam, n=40, t=60, d=10, seed=seed)
+        plain, fast = gradient_descent(p), newton(p)
+        other = gradient_descent(p, momentum=True)
+        ratios.append(rms(fast.f_te - plain.f_te) / rms(other.f_te - plain.f_te))
+        assert fast.change < 1e-3
+    assert np.median(ratios) < 1.5, ratios
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lam": 0}, "lam must be a finite number > 0"),
+        ({"kappa": -1.0}, "kappa must be a finite number > 0"),
+        ({"m": 0}, "m must be at least 1"),
+        ({"m": 3, "antisymmetric": True}, "m must be even"),
+        ({"X": [[1.0, 1.0]]}, "X must have rows of unit norm"),
+        ({"X_te": [[1.0, 0.0, 0.0]]}, "X_te must have 2 columns"),
+        ({"X_te": [[np.inf, 0.0]]}, "X_te has 1 value that is not finite"),
+        ({"Y": [1.0, 1.0]}, "Y has 2 entries"),
+        ({"Y": [2.0]}, r"Y must lie in \[-1, 1\]"),
+        ({"dtype": "int8"}, "dtype must be 'float64' or 'float32'"),
+    ],
+)
+def test_eq2_bad_problems(change, message):
+    good = {"X": [[1.0, 0.0]], "Y": [1.0], "X_te": [[0.0, 1.0]], "lam": 1.0, "m": 4, "kappa": 0.1}
+    with pytest.raises(ValueError, match=message):
+        Problem(**(good | {"seed": 0} | change))
+
+
+@pytest.mark.parametrize("method", [newton, gradient_descent])
+def test_eq7_bad_removals(method):
+    p = problem()
+    full = method(p, remove=2)
+    for remove, message in (
+        (8, "out of range; use 0 to 7"),
+        ([1, 1], "more than once"),
+        (range(8), "all the training points"),
+    ):
+        with pytest.raises(IndexError, match=message):
+            method(p, remove=remove)
+    with pytest.raises(IndexError, match="remove names 2, which start has removed"):
+        method(p, start=full, remove=[1, 2])
+    with pytest.raises(ValueError, match="start belongs to another problem"):
+        method(problem(), start=full)
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_eq3_divergence_names_the_stable_step(momentum):
+    p = problem(m=2000, n=40, d=10)
+    limit = 2 / (np.linalg.eigvalsh(gradient_descent(p, steps=0).kernel()[0])[-1] + p.lam)
+    for factor in (1.5, 10.0):
+        with pytest.raises(RuntimeError, match=f"(diverged|oscillates).* {limit:.3g} are stable"):
+            gradient_descent(p, step=factor * limit, steps=500, momentum=momentum)
+    with pytest.raises(RuntimeError, match="did not come to rest"):
+        gradient_descent(p, tol=0.0)
+    with pytest.raises(ValueError, match="step must be a finite number > 0"):
+        gradient_descent(p, step=0.0)
