@@ -249,7 +249,7 @@ def test_images_of_different_size(photos):
 
 def test_blank_image(photos):
     Image.new("RGB", (4, 5), (0, 0, 0)).save(photos / "bee" / "03.png")
-    with pytest.raises(ValueError, match=r"X\[\d+\] is all zeros and has no direction; remove it"):
+    with pytest.raises(ValueError, match=r"image \d+ of .photos. is all zeros .*; remove it from"):
         load("photos:ant/bee", n_train=22, n_test=2)
 
 
