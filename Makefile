@@ -55,7 +55,8 @@ lab: $(READY)
 	$(BIN)/jupyter lab book
 
 bench: $(READY)
-	@for file in bench/*.py; do $(BIN)/python $$file || exit 1; done
+	@status=0; for file in $(filter-out bench/common.py,$(wildcard bench/*.py)); do \
+	    echo "== $$file"; $(BIN)/python $$file || status=1; done; exit $$status
 
 # the outputs that git keeps are those of the default parameters
 notebooks: $(STAGE)/book/ledger.ipynb

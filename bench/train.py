@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 import torch
+from common import table
 
 from lib import data
 from lib.train import Problem, gradient_descent, newton
@@ -94,13 +95,7 @@ def main(spec: str) -> int:
         f"cold Newton {cold:.2f} s and {cold_wide:.1f} s; product {unit:.3f} s, {unit_wide:.2f} s"
     )
     print(f"to rms {distance:.1e}: plain {plain_steps} steps, momentum {fast_steps} steps\n")
-    print(f"{'figure':<48} {'measured':>9}   {'goal':<8} holds")
-    failed = 0
-    for figure, measured, sign, goal in rows:
-        holds = measured <= goal if sign == "<=" else measured >= goal
-        failed += not holds
-        print(f"{figure:<48} {measured:>9.3g}   {sign} {goal:<5g} {'yes' if holds else 'NO'}")
-    return int(failed > 0)
+    return table(rows)
 
 
 if __name__ == "__main__":

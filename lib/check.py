@@ -25,9 +25,13 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
     if isinstance(x, torch.Tensor) and x.device.type != "cpu":
         raise TypeError(f"{name} is a tensor on {x.device}; pass {name}.cpu()")
     try:
-        x = np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, dtype=dtype)
+        given = np.asarray(x.detach() if isinstance(x, torch.Tensor) else x)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a numeric array, not {type(x).__name__}") from error
+        raise TypeError(f"{name} must be a real numeric array, not {type(x).__name__}") from error
+    if given.dtype.kind not in "biuf":
+        kind = f"{type(x).__name__} of {given.dtype}"
+        raise TypeError(f"{name} must be a real numeric array, not {kind}")
+    x = given.astype(dtype, copy=False)
     allowed = (ndim,) if isinstance(ndim, int) else ndim
     if x.ndim not in allowed:
         axes = " or ".join(map(str, allowed))
@@ -74,6 +78,19 @@ def unit(name: str, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def precision(dtype: str) -> torch.dtype:
+    """Return the torch dtype of "float64" or "float32".
+
+    >>> precision("float16")
+    Traceback (most recent call last):
+    ...
+    ValueError: dtype must be 'float64' or 'float32', not 'float16'
+    """
+    if dtype not in ("float64", "float32"):
+        raise ValueError(f"dtype must be 'float64' or 'float32', not {dtype!r}")
+    return getattr(torch, dtype)
+
+
 def labels(name: str, y, n: int) -> np.ndarray:
     """Return `y` as `n` labels in [-1, 1]."""
     y = array(name, y, ndim=1)
@@ -86,6 +103,45 @@ def labels(name: str, y, n: int) -> np.ndarray:
             "use -1 and +1 for the two classes, or scale the targets"
         )
     return y
+
+
+def square(name: str, K) -> np.ndarray:
+    """Return `K` as a finite (n, n) array.
+
+    >>> square("K", [[0.5, 0.1]])
+    Traceback (most recent call last):
+    ...
+    ValueError: K must be square, but its shape is (1, 2); pass K = ntk(X)
+    """
+    K = array(name, K, ndim=2)
+    if K.shape[0] != K.shape[1]:
+        raise ValueError(f"{name} must be square, but its shape is {K.shape}; pass {name} = ntk(X)")
+    return K
+
+
+def regression(K, Y, lam) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return a symmetric K (n, n), n labels Y in [-1, 1] and λ ≥ 0, as regression needs them."""
+    K = square("K", K)
+    n, scale = len(K), np.abs(K.diagonal()).max()
+    for i in range(0, n, 256):  # by squares that fit the cache
+        for j in range(0, i + 1, 256):
+            gap = np.abs(K[i : i + 256, j : j + 256] - K[j : j + 256, i : i + 256].T).max()
+            if gap > 1e-10 * scale:
+                raise ValueError(
+                    f"K must be symmetric, but K and Kᵀ differ by {gap:.3g}; pass K = ntk(X)"
+                )
+    return K, labels("Y", Y, n), number("lam", lam, at_least=0)
+
+
+def columns(k, n: int) -> np.ndarray:
+    """Return the kernel `k` of n training points against the test points as (n, t)."""
+    k = array("k", k, ndim=(1, 2))
+    if len(k) != n:
+        raise ValueError(
+            f"k has shape {k.shape}, but there are {n} training points; "
+            "pass k = ntk(X, X_te) with one row a training point"
+        )
+    return k.reshape(n, -1)
 
 
 def number(name: str, x, *, above: float | None = None, at_least: float | None = None) -> float:

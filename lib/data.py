@@ -171,7 +171,10 @@ def load_all(names: str, **settings) -> list[Data]:
     >>> [data.label for data in load_all("digits:3/8, digits:4/9", n_train=20, n_test=10)]
     ['digits 3/8', 'digits 4/9']
     """
-    return [load(name.strip(), **settings) for name in names.split(",") if name.strip()]
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise ValueError(f"names = {names!r} names no data set; write 'digits:3/8, mnist:4/9'")
+    return [load(name, **settings) for name in wanted]
 
 
 def _classes(source: str, wanted: str, there: list[str]) -> list[list[int]]:
@@ -204,6 +207,8 @@ def _take(argument: str, members: np.ndarray, count: int, group: list[int], ther
 
 def _source(source: str, size: int | None) -> tuple[list[str], Pool, Pool | None]:
     """Return class names, training pool and test pool (None: draw both from the first)."""
+    if size is not None and source in DEFAULT_CLASSES:
+        raise ValueError(f"size = {size} is for folders of images; {source} has one size, omit it")
     if source == "digits":
         from sklearn.datasets import load_digits
 

@@ -187,10 +187,8 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
     >>> b.tolist(), size.tolist()
     ([0.625, 0.625], [2, 2])
     """
-    K = check.array("K", K, ndim=2)
+    K = check.square("K", K)
     n, lam = len(K), check.number("lam", lam, above=0)
-    if K.shape != (n, n):
-        raise ValueError(f"K must be square, but its shape is {K.shape}; pass K = ntk(X)")
     own = K.diagonal()
     distance = own[:, None] + own - 2 * K
     np.fill_diagonal(distance, -1)  # the point itself comes first

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.linalg import hankel
 
 from lib import check
-from lib.ridge import Ridge, _problem
+from lib.ridge import Ridge
 
 
 @lru_cache
@@ -93,7 +93,7 @@ class Flow:
     """
 
     def __init__(self, K, Y, lam: float):
-        self.K, self.Y, self.lam = _problem(K, Y, lam)
+        self.K, self.Y, self.lam = check.regression(K, Y, lam)
         self.mu, self.V = np.linalg.eigh(self.K)
         rounding = len(self.mu) * np.finfo(float).eps * np.abs(self.mu).max()
         if self.mu[0] < -100 * rounding:
@@ -121,7 +121,7 @@ class Flow:
 
     def predict(self, k, t: float) -> np.ndarray:
         """Return f(x_te; t) = kᵀβ(t), (t_e,), for k = K∞(X, X_te) of shape (n, t_e) or (n,)."""
-        return _columns(k, self.Y).T @ self.beta(t)
+        return check.columns(k, len(self.Y)).T @ self.beta(t)
 
     def remove(self, groups: Iterable, k, t: float) -> np.ndarray:
         """Return the predictions at time t of training without each group, (groups, t_e).
@@ -135,7 +135,7 @@ class Flow:
         >>> flow.remove([0, [0, 1]], [[0.5], [0.25]], t=math.log(2)).round(9).tolist()
         [[-0.125], [0.0]]
         """
-        k, t = _columns(k, self.Y), _time(t)
+        k, t = check.columns(k, len(self.Y)), _time(t)
         if t == math.inf:
             return self.end.remove(groups, k)
         basis, f, result = self.V.T @ k, self.predict(k, t), []
@@ -156,7 +156,7 @@ class Flow:
         Costs 4·t_e·n² operations for each of seven pairs of poles. Source: Eq 8 along the flow of
         Eq 3, as in Fig 6 and 7.
         """
-        k, t = _columns(k, self.Y), _time(t)
+        k, t = check.columns(k, len(self.Y)), _time(t)
         y_te = check.labels("y_te", y_te, k.shape[1])
         if t == math.inf:
             end = self.end.influence(k, y_te)
@@ -264,13 +264,3 @@ class Moment:
 
 def _time(t) -> float:
     return math.inf if t == math.inf else check.number("t", t, at_least=0)
-
-
-def _columns(k, Y: np.ndarray) -> np.ndarray:
-    k = check.array("k", k, ndim=(1, 2))
-    if len(k) != len(Y):
-        raise ValueError(
-            f"k has shape {k.shape}, but there are {len(Y)} training points; "
-            "pass k = ntk(X, X_te) with one row a training point"
-        )
-    return k.reshape(len(k), -1)

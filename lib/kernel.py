@@ -69,17 +69,15 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
 
 def _points(name: str, X, dtype: str, beside: torch.Tensor | None = None) -> torch.Tensor:
     """Return the rows of X as a tensor of the dtype asked for, checked in the dtype they have."""
-    if dtype not in ("float64", "float32"):
-        raise ValueError(f"dtype must be 'float64' or 'float32', not {dtype!r}")
+    precision = check.precision(dtype)
     if not isinstance(X, torch.Tensor):
-        kind = getattr(X, "dtype", None)
-        X = np.require(X, np.float32 if kind == np.float32 else np.float64, ["C", "W"])
-        X = torch.from_numpy(X)
+        kind = np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64
+        X = torch.from_numpy(np.require(check.array(name, X, 2, kind), kind, ["C", "W"]))
     elif X.dtype not in (torch.float32, torch.float64):
         X = X.double()
     if beside is not None and X.device != beside.device:
         raise ValueError(f"{name} is on {X.device}, but X is on {beside.device}; move one of them")
-    return check.unit(name, X).to(getattr(torch, dtype))
+    return check.unit(name, X).to(precision)
 
 
 def _block(A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> torch.Tensor:

@@ -90,7 +90,7 @@ def finite_kernel(
     >>> bool(abs(K[0, 0] - 0.5) < 0.1), float(K[0, 1])
     (True, 0.0)
     """
-    dtype = getattr(torch, dtype)
+    dtype = check.precision(dtype)
     X = check.unit("X", torch.as_tensor(check.array("X", X, ndim=2), device=device))
     X2 = X if X2 is None else torch.as_tensor(check.array("X2", X2, ndim=2), device=device)
     if X2 is not X and check.unit("X2", X2).shape[1] != X.shape[1]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh, lapack
+from scipy.linalg import cho_factor, cho_solve, eigh, lapack
 
 from lib import check
 
@@ -29,12 +29,32 @@ def objective(K, Y, lam: float, coefficients) -> float:
     >>> objective([[0.5]], [1.0], 0.5, [1.0])
     0.25
     """
-    K, Y, lam = _problem(K, Y, lam)
+    K, Y, lam = check.regression(K, Y, lam)
     c = check.array("coefficients", coefficients, ndim=1)
     if len(c) != len(Y):
         raise ValueError(f"coefficients has {len(c)} entries, but Y has {len(Y)}; pass one a point")
     Kc = K @ c
     return float(0.5 * np.sum((Kc - Y) ** 2) + 0.5 * lam * (c @ Kc))
+
+
+def refit_without(K, k, Y, lam: float, removed) -> np.ndarray:
+    """Return the predictions of a model fitted afresh to what `removed` leaves, (t,).
+
+    Eq 6 on K_{∖I} and Y_{∖I}: brute force, one factorisation a call, to hold the closed forms to.
+
+    K is (n, n), k (n, t) or (n,), Y (n,) and λ ≥ 0 as for `Ridge`; `removed` is an index or a list
+    of them, and [] removes none. A single column `k` of shape (n,) gives a number. Raises
+    `LinAlgError` if what is left is singular.
+
+    >>> K, k = [[0.5, 0.0], [0.0, 0.5]], [[0.5], [0.25]]
+    >>> refit_without(K, k, [1.0, -1.0], 0.5, 0).tolist()
+    [-0.25]
+    """
+    K, k, Y = (np.asarray(x, dtype=float) for x in (K, k, Y))
+    keep = np.delete(np.arange(len(Y)), removed)
+    A = K[np.ix_(keep, keep)]
+    A[np.diag_indices(len(keep))] += lam
+    return k[keep].T @ cho_solve(cho_factor(A.T, lower=True, overwrite_a=True), Y[keep])
 
 
 class Ridge:
@@ -71,7 +91,7 @@ class Ridge:
     """
 
     def __init__(self, K, Y, lam: float):
-        self.K, self.Y, self.lam = _problem(K, Y, lam)
+        self.K, self.Y, self.lam = check.regression(K, Y, lam)
         self.Q = _inverse(self.K, self.lam)
         q = self.Q.diagonal()
         self.beta = self.Q @ self.Y
@@ -88,7 +108,7 @@ class Ridge:
 
     def predict(self, k) -> np.ndarray:
         """Return f(x_te) = kᵀβ (Eq 6), shape (t,), for k = K∞(X, X_te) of shape (n, t) or (n,)."""
-        return self._columns(k).T @ self.beta
+        return check.columns(k, len(self.Y)).T @ self.beta
 
     def remove(self, groups: Iterable, k) -> np.ndarray:
         """Return the predictions after removing each group of training points, (groups, t).
@@ -102,9 +122,11 @@ class Ridge:
         >>> model.remove([0, [0, 1]], [[0.5], [0.25]]).tolist()
         [[-0.25], [0.0]]
         """
-        k = self._columns(k)
+        k = check.columns(k, len(self.Y))
         f = k.T @ self.beta
         result = []
+        if not isinstance(groups, Iterable):
+            raise TypeError(f"groups must be a list of groups, not {groups!r}; pass [{groups!r}]")
         for group in groups:
             I = check.indices("groups", group, len(self.Y))  # noqa: E741 the paper's letter
             lost = np.linalg.solve(self.Q[np.ix_(I, I)], self.beta[I])
@@ -116,18 +138,9 @@ class Ridge:
 
         `k` = K∞(X, X_te) is (n, t), `y_te` the (t,) test labels in [-1, 1]. See `Influence`.
         """
-        k = self._columns(k)
+        k = check.columns(k, len(self.Y))
         y_te = check.labels("y_te", y_te, k.shape[1])
         return Influence(self, self.Q @ k, k.T @ self.beta, y_te)
-
-    def _columns(self, k) -> np.ndarray:
-        k = check.array("k", k, ndim=(1, 2))
-        if len(k) != len(self.Y):
-            raise ValueError(
-                f"k has shape {k.shape}, but there are {len(self.Y)} training points; "
-                "pass k = ntk(X, X_te) with one row a training point"
-            )
-        return k.reshape(len(k), -1)
 
 
 @dataclass(frozen=True)
@@ -214,22 +227,6 @@ class Influence:
         Source: the rescaled influence function, arXiv 2506.06656.
         """
         return self.T1
-
-
-def _problem(K, Y, lam) -> tuple[np.ndarray, np.ndarray, float]:
-    K = check.array("K", K, ndim=2)
-    n = len(K)
-    if K.shape != (n, n):
-        raise ValueError(f"K must be square, but its shape is {K.shape}; pass K = ntk(X)")
-    scale = np.abs(K.diagonal()).max()
-    for i in range(0, n, 256):  # by squares that fit the cache
-        for j in range(0, i + 1, 256):
-            gap = np.abs(K[i : i + 256, j : j + 256] - K[j : j + 256, i : i + 256].T).max()
-            if gap > 1e-10 * scale:
-                raise ValueError(
-                    f"K must be symmetric, but K and Kᵀ differ by {gap:.3g}; pass K = ntk(X)"
-                )
-    return K, check.labels("Y", Y, n), check.number("lam", lam, at_least=0)
 
 
 def _inverse(K: np.ndarray, lam: float) -> np.ndarray:

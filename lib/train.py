@@ -54,13 +54,11 @@ class Problem:
         check.unit("X", X), check.unit("X_te", X_te)
         if X.shape[1] != X_te.shape[1]:
             raise ValueError(f"X_te must have {X.shape[1]} columns as X has, not {X_te.shape[1]}")
-        if dtype not in ("float64", "float32"):
-            raise ValueError(f"dtype must be 'float64' or 'float32', not {dtype!r}")
         self.n, self.m = len(X), check.integer("m", m)
         self.lam = check.number("lam", lam, above=0)
         self.kappa = check.number("kappa", kappa, above=0)
         self.Y = torch.as_tensor(check.labels("Y", Y, self.n), device=device)
-        like = {"dtype": getattr(torch, dtype), "device": device}
+        like = {"dtype": check.precision(dtype), "device": device}
         A = torch.cat([X, X_te]).to(device)
         self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
         self.G, self.G_te, A = self.G64.to(**like), self.G64_te.to(**like), A.to(**like)

@@ -12,8 +12,8 @@ from lib import check
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: check.array("Y", "no", 1), TypeError, "Y must be a numeric array, not str"),
-        (lambda: check.array("Y", [[1], [2, 3]], 2), TypeError, "Y must be a numeric array"),
+        (lambda: check.array("Y", "no", 1), TypeError, "Y must be a real numeric array, not str"),
+        (lambda: check.array("Y", [[1], [2, 3]], 2), TypeError, "Y must be a real numeric array"),
         (lambda: check.array("Y", [[1.0]], 1), ValueError, r"Y must have 1 axes.*\(1, 1\); resh"),
         (lambda: check.array("k", 1.0, (1, 2)), ValueError, "k must have 1 or 2 axes"),
         (lambda: check.array("Y", [], 1), ValueError, "Y is empty.*pass at least one"),
@@ -91,3 +91,15 @@ def test_unit_rows_to_the_precision_of_their_dtype(dtype):
     with pytest.raises(ValueError, match=r"row 7 has norm 1\.00\d+; scale it with lib.data"):
         x[7] *= 1.001
         check.unit("X", x)
+
+
+@pytest.mark.parametrize("x", [[[1j, 0]], [["1", "2"]], [[1.0], [1.0, 2.0]], "abc", None])
+def test_array_that_is_not_real_numbers(x):
+    with pytest.raises(TypeError, match="X must be a real numeric array, not"):
+        check.array("X", x, ndim=2)
+
+
+def test_precision_names_the_two():
+    assert check.precision("float32") is torch.float32
+    with pytest.raises(ValueError, match="dtype must be 'float64' or 'float32', not 'half'"):
+        check.precision("half")

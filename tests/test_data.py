@@ -287,3 +287,21 @@ def test_rows_of_any_scale_become_unit_rows():
 def test_name_that_is_not_text():
     with pytest.raises(TypeError, match="name must be text such as 'digits:3/8', not None"):
         load(None)
+
+
+def test_no_data_set_named():
+    with pytest.raises(ValueError, match="names = ' , ' names no data set; write 'digits:3/8"):
+        load_all(" , ")
+
+
+def test_size_of_a_data_set_that_has_one():
+    with pytest.raises(ValueError, match="size = 4 is for folders of images; digits has one size"):
+        load("digits", size=4)
+
+
+def test_damaged_cifar10_is_not_said_to_be_missing(tmp_path, monkeypatch, no_network):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    monkeypatch.setenv(data.VARIABLE, str(tmp_path))
+    with pytest.raises(OSError, match="a file of cifar10 below .* is damaged .* delete it"):
+        load("cifar10", n_train=2, n_test=2)
+    assert no_network == []

@@ -180,7 +180,7 @@ NOT_FINITE = np.array([[1.0, 0.0], [0.6, np.nan]])
         (([[1.0, 0.0]], [[2.0, 0.0]]), {}, r"X2 .* row 0 has norm 2; .*unit_rows\(X2\)"),
         ((NOT_FINITE,), {}, r"X has 1 value .* index \(1, 1\): nan; remove"),
         ((torch.tensor([[float("inf"), 0.0]]),), {}, r"X has 1 value .* index \(0, 0\): inf"),
-        (([1.0, 0.0],), {}, r"X must have 2 axes .* shape is \(2,\); reshape"),
+        (([1.0, 0.0],), {}, r"X must have 2 axes.* shape is \(2,\); reshape"),
         ((np.empty((0, 3)),), {}, r"X is empty: its shape is \(0, 3\); pass"),
         (([[1.0, 0.0]], [[1.0]]), {}, "X2 has 1 columns, but X has 2"),
         (([[1.0]], torch.empty(1, 1, device="meta")), {}, "X2 is on meta, but X is on cpu; move"),

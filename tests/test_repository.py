@@ -23,7 +23,7 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(r) for r in sum(EXTRAS.values(), PROJECT["dependencies"])]
-FORBIDDEN = r"TODO|FIXME|XXX|/home/|/work/|/root/|/tmp/|allow_errors|except AssertionError"
+FORBIDDEN = r"TODO|FIXME|XXX|(?<![\w.~/])/[a-z]+/\w+/|allow_errors|except AssertionError"
 
 spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
 build = importlib.util.module_from_spec(spec)

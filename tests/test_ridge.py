@@ -10,7 +10,7 @@ from sklearn.linear_model import RidgeCV
 
 from lib.data import load
 from lib.kernel import ntk
-from lib.ridge import Ridge, objective
+from lib.ridge import Ridge, objective, refit_without
 
 EPS = np.finfo(float).eps
 
@@ -186,6 +186,20 @@ def test_influence_keeps_its_digits_where_it_is_small(points):
     exact = inf.shift * (inf.r_te + 0.5 * inf.shift)
     np.testing.assert_allclose(inf.exact, exact, rtol=4 * EPS)
     assert np.median(np.abs(rounded / exact - 1)) > 1e6 * EPS  # control
+
+
+def test_eq6_library_refit_against_the_refit_here(points):
+    X = points(12, 5)
+    K, k, Y = ntk(X[:9]), ntk(X[:9], X[9:]), np.linspace(-1, 1, 9)
+    for without in ([], 3, [0, 8, 2]):
+        expected = refit(K, Y, 0.3, k, np.atleast_1d(np.asarray(without, dtype=int)))
+        assert np.abs(refit_without(K, k, Y, 0.3, without) - expected).max() < 1e-13
+
+
+def test_groups_that_are_no_list(points):
+    X = points(4, 3)
+    with pytest.raises(TypeError, match=r"groups must be a list of groups, not 0; pass \[0\]"):
+        Ridge(ntk(X), np.ones(4), 1.0).remove(0, ntk(X, X))
 
 
 def test_lambda_zero_interpolates_and_still_has_influence(points):
