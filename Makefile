@@ -4,6 +4,7 @@
 #
 # make book DATASETS="mnist:4/9, cifar10:airplane/automobile"   the same pages on other images
 # make paper                                                   record both at the paper's scale
+# make paper CIFAR10=cifar10-subset                            with a folder of images as CIFAR-10
 # make VENV=$CONDA_PREFIX book                                 in an environment of your own
 
 PYTHON ?= python3
@@ -13,8 +14,7 @@ DATASETS ?=
 N_TRAIN ?=
 N_TEST ?=
 SIZE ?=
-RECORDED := book/01-kernel.ipynb book/02-ridge.ipynb book/03-influence.ipynb
-PAPER ?= mnist:4/9, cifar10:airplane/automobile
+CIFAR10 ?= cifar10
 
 # other images go to a folder of their own, so that the builds do not mix
 SLUG := $(shell printf %s '$(DATASETS)' | tr -cs '[:alnum:].+-' '_')
@@ -26,6 +26,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ntk-influence
 LIB := $(wildcard lib/*.py)
 CHAPTERS := $(filter-out book/ledger.ipynb,$(wildcard book/*.ipynb))
+PAPER := _build/paper/book
 STAGED := $(CHAPTERS:%=$(STAGE)/%)
 STATIC := _config.yml _toc.yml $(shell find book -type f ! -name '*.ipynb' ! -name '*.py' ! -path '*/.*')
 RECORDS := $(filter book/records/%,$(STATIC))
@@ -37,6 +38,7 @@ BUILD_PY := $(ONE_THREAD) $(BIN)/python book/build.py
 
 .PHONY: help book test lab bench notebooks paper clean
 .DELETE_ON_ERROR:
+.PRECIOUS: $(PAPER)/%.ipynb
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -66,10 +68,19 @@ notebooks: $(STAGE)/book/ledger.ipynb
 	done
 	@touch $(STAGED) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
 
-# the ledger of the same chapters at the paper's scale, kept with its date and machine
-paper: $(READY)
-	$(MAKE) BUILD=_build/paper DATASETS='$(PAPER)' N_TRAIN=1000 CHAPTERS='$(RECORDED)' _build/paper/ledger.csv
-	$(BUILD_PY) record _build/paper/executed/book book/records/claims.csv
+# the same chapters at the paper's scale, kept with date, machine and time
+RECORDED := 01-kernel 02-ridge 03-influence 07-regularisation 08-density 10-complexity 11-dynamics
+TWO_CLASSES = mnist:4/9, $(CIFAR10):airplane/automobile
+
+paper: $(RECORDED:%=book/records/claims/%.csv)
+
+$(PAPER)/%.ipynb: SCALE = --set n_train 1000 --set datasets '$(TWO_CLASSES)'
+
+$(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/build.py $(READY)
+	@$(BUILD_PY) execute $< $@ $(SCALE)
+
+book/records/claims/%.csv: $(PAPER)/%.ipynb
+	@$(BUILD_PY) record $< book/records
 
 clean:
 	rm -rf _build

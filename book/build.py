@@ -3,7 +3,7 @@
 python book/build.py execute SOURCE TARGET [-p NAME VALUE ...] [--set NAME VALUE ...]
 python book/build.py clean SOURCE TARGET
 python book/build.py ledger FOLDER CSV
-python book/build.py record FOLDER CSV
+python book/build.py record NOTEBOOK FOLDER
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
@@ -112,20 +113,34 @@ def collect(folder: Path, target: Path) -> None:
     print(f"{target}: {holding} of {len(records)} claims hold", flush=True)
 
 
-def record(folder: Path, target: Path) -> None:
-    """Write the ledger of `folder` with its sections, and when and on what it was measured."""
+def record(notebook: Path, folder: Path) -> None:
+    """Write the claims of an executed notebook, and what it keeps for figures, to `folder`.
+
+    FOLDER/claims/NOTEBOOK.csv has its part of the ledger, FOLDER/NAME.csv each frame that
+    `lib.ledger.keep` names; both say when, on what and in how many seconds they were measured.
+    """
+    seconds = nbformat.read(notebook, as_version=4).metadata["papermill"]["duration"]
+    source = provenance() | {"seconds": round(seconds)}
+    tables = {
+        name: frame.assign(**source) for name, frame in ledger.frames(notebook).items()
+    }  # fmt: skip
+    claims = pd.DataFrame(ledger.collect(notebook))
+    tables[f"claims/{notebook.stem}"] = claims.assign(**source)
+    for name, frame in tables.items():
+        target = folder / f"{name}.csv"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_csv(target, index=False, float_format="%.6g")
+        print(f"recorded {target}", flush=True)
+
+
+def provenance() -> dict[str, str]:
+    """Return the date, the processor and the versions that a number was measured with."""
     names = ("numpy", "scipy", "torch", "scikit-learn")
-    source = {
+    return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": " ".join(f"{name} {version(name)}" for name in names),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w", newline="", encoding="utf-8") as file:
-        columns = [*ledger.COLUMNS, "notebook", "anchor", *source]
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | source for row in ledger.collect(folder))
 
 
 def processor() -> str:

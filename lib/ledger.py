@@ -7,11 +7,13 @@ new run replaces them. `collect` reads them back, with the section each belongs 
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
 from IPython.display import HTML, display
 
 COLUMNS = ("item", "claim", "setting", "measured", "expected", "holds")
@@ -113,25 +115,76 @@ def _holds(measured: float, expected: str) -> bool:
     )
 
 
-def collect(folder) -> list[dict]:
-    """Return the records in the outputs of the notebooks of `folder`, in order of name and cell.
+def keep(name: str, frame: pd.DataFrame) -> None:
+    """Keep the numbers behind a figure in the notebook, so that they can be recorded.
+
+    `name` is that of the record, for instance "fig-7"; a second frame of that name goes below the
+    first. `frames` reads them back, `make paper` writes them to book/records/NAME.csv, and
+    `recorded` reads that. Raises `ValueError` for a name with other characters than a-z, 0-9, -.
+
+    >>> keep("fig-7", pd.DataFrame({"t": [1.0], "noisy": [0.25]}))
+    {}
+    """
+    if not re.fullmatch(r"[a-z0-9-]+", name):
+        raise ValueError(f"name must be lower-case letters, digits and '-', not {name!r}")
+    display({}, raw=True, metadata={"record": {"name": name, "csv": frame.to_csv(index=False)}})
+
+
+def recorded(name: str, now: pd.DataFrame, folder="records") -> pd.DataFrame:
+    """Return what `make paper` recorded under `name`, and show when and on what it was measured.
+
+    Where there is no FOLDER/NAME.csv, as in `make paper` itself, it is `now`, and that is shown.
+
+    >>> recorded("fig-7", pd.DataFrame({"t": [1.0]}), folder="nowhere").t.tolist()
+    No record fig-7: the numbers of this run.
+    [1.0]
+    """
+    file = Path(folder) / f"{name}.csv"
+    if not file.is_file():
+        print(f"No record {name}: the numbers of this run.")
+        return now
+    frame = pd.read_csv(file)
+    for source in frame[["date", "machine", "versions"]].drop_duplicates().itertuples(index=False):
+        print("Recorded", *source, sep=" · ")
+    return frame
+
+
+def frames(path) -> dict[str, pd.DataFrame]:
+    """Return the frames that a notebook, or those of a folder, keep, by name; see `keep`."""
+    found: dict[str, list] = {}
+    for notebook in _notebooks(path):
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", ()):
+                if kept := output.get("metadata", {}).get("record"):
+                    frame = pd.read_csv(io.StringIO(kept["csv"]))
+                    found.setdefault(kept["name"], []).append(frame)
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
+
+
+def _notebooks(path) -> list[Path]:
+    path = Path(path)
+    notebooks = sorted(path.glob("*.ipynb")) if path.is_dir() else [path]
+    if not notebooks or not all(notebook.is_file() for notebook in notebooks):
+        raise FileNotFoundError(f"{str(path)!r} is no notebook and holds none (*.ipynb)")
+    return notebooks
+
+
+def collect(path) -> list[dict]:
+    """Return the records of a notebook, or of those of a folder in order of name, cell by cell.
 
     Each is a dict of `COLUMNS` plus `notebook`, the file's name, and `anchor`, the last MyST label
-    `(label)=` before the cell. Raises `FileNotFoundError` if the folder has no notebook.
+    `(label)=` before the cell. Raises `FileNotFoundError` if there is no notebook.
     """
-    notebooks = sorted(Path(folder).glob("*.ipynb"))
-    if not notebooks:
-        raise FileNotFoundError(f"folder = {str(folder)!r} holds no notebook (*.ipynb)")
     records = []
-    for path in notebooks:
+    for notebook in _notebooks(path):
         anchor = ""
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "markdown":
                 labels = re.findall(r"^\(([\w-]+)\)=\s*$", "".join(cell["source"]), re.MULTILINE)
                 anchor = labels[-1] if labels else anchor
             for output in cell.get("outputs", ()):
                 if found := output.get("metadata", {}).get("ledger"):
-                    records.append(found | {"notebook": path.name, "anchor": anchor})
+                    records.append(found | {"notebook": notebook.name, "anchor": anchor})
     return records
 
 

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from lib import check
-from lib.network import neurons
+from lib.network import neurons, overlap
 
 BLOCK = 1024  # neurons moved at once: temporaries are 4 BLOCK × n numbers
 FLOW, SETTLE, SETTLE_WARM = 10, 10, 2  # default numbers of Newton steps
@@ -107,32 +107,39 @@ class Trained:
         There a_r beta_i < 0, and Z without the pair's own part lies between 0 and abs(beta_i)/√m.
         For small changes of W theory expects the mean of abs(beta_i) / (2 √(2π) kappa √m).
         """
-        p, kept, held = self.problem, np.setdiff1d(np.arange(self.problem.n), self.removed), 0
-        beta = self.beta[kept].to(self.Z.dtype)
-        for b in p.blocks():
-            share = (self.C[b][:, kept] - self.Z[b][:, kept] / p.a[b, None]) / beta
-            held += ((share > 0) & (share < 1) & (p.a[b, None] * beta < 0)).sum().item()
-        return held / (p.m * len(kept))
+        p, kept = self.problem, np.setdiff1d(np.arange(self.problem.n), self.removed)
+        return sum(self._held(b).sum().item() for b in p.blocks()) / (p.m * len(kept))
 
-    def kernel(self) -> tuple[np.ndarray, np.ndarray]:
+    def kernel(self, at_kink: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return K_m (n, n) and K_m (t, n) at the trained pattern; removed points included.
 
-        K_m(x, x') = x·x' · (1/m) #{r : w_r·x > 0 and w_r·x' > 0}, float64.
+        K_m(x, x') = x·x' · (1/m) #{r : w_r·x > 0 and w_r·x' > 0}, float64. Pairs that a kink holds
+        (see `kinks`) have w_r·x = 0 up to rounding: `at_kink` 0 or 1 is relu'(0) for all of them,
+        None takes the sign that training left. Raises `ValueError` for other values.
         """
-        p, path = self.problem, _Path(self.problem, self, (), offset=False)
-        path.look(count=True)
-        return path.kernel().cpu().numpy(), (p.G64_te.T * self._test_points(True)[1]).cpu().numpy()
-
-    def _test_points(self, count: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        if at_kink not in (None, 0, 1):
+            raise ValueError(f"at_kink must be 0, 1 or None, not {at_kink!r}")
         p = self.problem
-        f = torch.zeros(p.Z0_te.shape[1], dtype=torch.float64, device=p.Y.device)
-        counts = torch.zeros(len(f), p.n, device=p.Y.device)
+        counts = [torch.zeros(k, p.n, device=p.Y.device) for k in (p.n, p.Z0_te.shape[1])]
         for b in p.blocks():
-            Z = torch.addmm(p.Z0_te[b], self.C[b] * p.a[b, None], p.G_te)
-            f += p.a[b] @ Z.relu()
-            if count:
-                counts.addmm_((Z > 0).float().T, (self.Z[b] > 0).float())
-        return f, counts.double() / p.m
+            S = self.Z[b] > 0
+            if at_kink is not None:
+                S[self._held(b)] = bool(at_kink)
+            for total, other in zip(counts, (S, self._test_points(b) > 0), strict=True):
+                total += overlap(other, S)
+        kernels = (G * N.double() / p.m for G, N in zip((p.G64, p.G64_te.T), counts, strict=True))
+        return tuple(K.cpu().numpy() for K in kernels)
+
+    def _held(self, b: slice) -> torch.Tensor:
+        """Which pairs of a block of neurons a kink holds, and no removed point."""
+        a, beta = self.problem.a[b, None], self.beta.to(self.Z.dtype)
+        own = self.C[b] - self.Z[b] / a  # what holds Z at 0, between 0 and beta
+        return (a * beta < 0) & (own * beta > 0) & (own.abs() < beta.abs())
+
+    def _test_points(self, b: slice) -> torch.Tensor:
+        """Pre-activations of the test points for a block of neurons."""
+        p = self.problem
+        return torch.addmm(p.Z0_te[b], self.C[b] * p.a[b, None], p.G_te)
 
 
 class _Path:
@@ -242,14 +249,16 @@ class _Path:
         if self.offset:
             self.g += a @ ((Z > 0) * self.p.Z0[b])
         if count:
-            S = (Z > 0).float()
-            self.counts.addmm_(S.T, S)
+            S = Z > 0
+            self.counts += overlap(S, S)
 
     def finish(self, iterations: int, change: float, began: float) -> Trained:
         """Predict the test points and hand over the state."""
         state = self.p, self.Z, self.C, self.beta, self.counts, self.removed
         done = Trained(*state, self.f.cpu().numpy(), iterations=iterations, change=change)
-        done.f_te = done._test_points()[0].cpu().numpy()
+        done.f_te = sum(
+            (self.p.a[b] @ done._test_points(b).relu()).double() for b in self.p.blocks()
+        ).cpu().numpy()
         done.seconds = time.perf_counter() - began
         return done
 

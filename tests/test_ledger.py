@@ -2,10 +2,11 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from lib import ledger
-from lib.ledger import COLUMNS, claim, collect, refute, table
+from lib.ledger import COLUMNS, claim, collect, frames, keep, recorded, refute, table
 
 HOLD = [
     (1e-10, "<= 1e-9"),
@@ -35,9 +36,9 @@ def shown(monkeypatch):
     """What is published, as a notebook would store it: outputs with data and metadata."""
     outputs = []
 
-    def display(record, metadata):
+    def display(record, metadata, raw=False):
         json.dumps(metadata)
-        bundle = {"data": record._repr_mimebundle_(), "metadata": metadata}
+        bundle = {"data": record if raw else record._repr_mimebundle_(), "metadata": metadata}
         outputs.append({"output_type": "display_data"} | bundle)
 
     monkeypatch.setattr(ledger, "display", display)
@@ -114,5 +115,26 @@ def test_what_a_page_shows_is_escaped(shown):
 
 
 def test_a_folder_without_notebooks(tmp_path):
-    with pytest.raises(FileNotFoundError, match="folder = .* holds no notebook"):
+    with pytest.raises(FileNotFoundError, match="is no notebook and holds none"):
         collect(tmp_path)
+
+
+def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, capsys):
+    kept = pd.DataFrame({"t": [0.1, 1.0], "data": ["mnist 4/9", "a, b"]})
+    keep("fig-7", kept.iloc[:1])
+    keep("fig-7", kept.iloc[1:])
+    notebook(tmp_path / "11-a.ipynb", {"cell_type": "code", "outputs": shown})
+    found = frames(tmp_path / "11-a.ipynb")
+    assert list(found) == ["fig-7"] and found["fig-7"].equals(kept)
+    kept.assign(date="2026-01-02", machine="two cores", versions="torch 9").to_csv(
+        tmp_path / "fig-7.csv", index=False
+    )
+    assert recorded("fig-7", now=None, folder=tmp_path)[["t", "data"]].equals(kept)
+    assert capsys.readouterr().out == "Recorded · 2026-01-02 · two cores · torch 9\n"
+    assert recorded("fig-6", now=kept, folder=tmp_path) is kept
+
+
+@pytest.mark.parametrize("name", ["Fig 7", "../fig-7", "", "fig-7.csv"])
+def test_a_record_of_another_name(shown, name):
+    with pytest.raises(ValueError, match="name must be lower-case letters"):
+        keep(name, pd.DataFrame())
