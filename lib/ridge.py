@@ -234,17 +234,20 @@ def _inverse(K: np.ndarray, lam: float) -> np.ndarray:
     n = len(K)
     A = np.array(K, order="C").T  # symmetric, so the transpose is what LAPACK wants: column-major
     A[np.diag_indices(n)] += lam
-    norm = lapack.dlange("1", A)
+    trace = A.trace()
     factor, info = lapack.dpotrf(A, lower=True, clean=False, overwrite_a=True)
-    rcond = lapack.dpocon(factor, norm, uplo="L")[0] if info == 0 else 0.0
-    if rcond < n * np.finfo(float).eps:
+    if info == 0:
+        Q, info = lapack.dpotri(factor, lower=True, overwrite_c=True)
+    # tr A tr Q is no smaller than the condition number, and takes no pass over the matrices
+    rcond = 1 / (trace * Q.trace()) if info == 0 else 0.0
+    if not rcond >= n * np.finfo(float).eps:
         raise ValueError(_singular(K, lam, rcond))
-    Q, _ = lapack.dpotri(factor, lower=True, overwrite_c=True)
-    for start in range(0, n, 256):  # dpotri fills one triangle: mirror it
-        stop = min(start + 256, n)
-        Q[start:stop, stop:] = Q[stop:, start:stop].T
-        square = np.tril(Q[start:stop, start:stop])
-        Q[start:stop, start:stop] = square + np.tril(square, -1).T
+    above = np.triu(np.ones((256, 256), dtype=bool), 1)
+    for i in range(0, n, 256):  # dpotri fills one triangle: mirror it, by squares
+        for j in range(0, i, 256):
+            Q[j : j + 256, i : i + 256] = Q[i : i + 256, j : j + 256].T
+        square = Q[i : i + 256, i : i + 256]
+        np.copyto(square, square.T, where=above[: len(square), : len(square)])
     return Q.T  # the same matrix, stored row by row
 
 
