@@ -6,14 +6,13 @@ so weights never have to be stored and memory does not grow with m.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from functools import cache
 
 import numpy as np
 import torch
 
 from lib import check
+from lib.product import overlap
 
 BLOCK = 2048  # neurons held at once; part of the definition of the random weights
 
@@ -74,42 +73,13 @@ def forward(X, W, a):
     return (X @ W).clip(min=0) @ a / len(a) ** 0.5
 
 
-def overlap(S: torch.Tensor, S2: torch.Tensor) -> torch.Tensor:
-    """Count SᵀS2 for 0/1 patterns S (m, n) and S2 (m, n2) of dtype bool, exactly, in float32.
+def active(Z: torch.Tensor) -> torch.Tensor:
+    """Return the activation pattern relu'(Z), 1 where Z > 0 and else 0, in the dtype of Z.
 
-    Entry (i, j) is #{r : S_ri and S2_rj}, for m < 2²⁴. Multiplies 8-bit integers or float32,
-    whichever this machine does faster: either is exact.
-
-    >>> S = torch.tensor([[True, False], [True, True]])
-    >>> overlap(S, S).tolist()
-    [[2.0, 1.0], [1.0, 1.0]]
+    >>> active(torch.tensor([-2.0, 0.0, 0.5])).tolist()
+    [0.0, 0.0, 1.0]
     """
-    if S.shape[1] < 16:  # too few columns for the gain, and torch 2.13 miscounts a single one
-        return _by_float(S, S2)
-    return _fastest(S.device, torch.get_num_threads())(S, S2)
-
-
-def _by_float(S, S2):
-    return S.float().T @ S2.float()
-
-
-def _by_int8(S, S2):
-    return torch._int_mm(S.view(torch.int8).T, S2.view(torch.int8)).float()
-
-
-@cache
-def _fastest(device: torch.device, threads: int):
-    """Return the faster product of patterns; not every processor is fast at int8."""
-    S, times = torch.ones(1024, 256, dtype=torch.bool, device=device), {}
-    for product in (_by_float, _by_int8):
-        try:
-            for _ in range(3):
-                start = time.perf_counter()
-                product(S, S)[0, 0].item()
-                times[product] = time.perf_counter() - start
-        except (AttributeError, RuntimeError):  # not in this build of torch
-            times.pop(product, None)
-    return min(times, key=times.get)
+    return Z.sign().clamp_(min=0)  # on the CPU many times as fast as a comparison and `where`
 
 
 def finite_kernel(
@@ -139,6 +109,6 @@ def finite_kernel(
     counts = torch.zeros(len(X), len(X2), dtype=torch.float32, device=device)
     for _, W, _ in neurons(X.shape[1], m, 1.0, seed, antisymmetric):
         W = torch.as_tensor(W, dtype=dtype, device=device)
-        S = W @ A.T > 0
-        counts += overlap(S, S if X2 is X else W @ A2.T > 0)
+        S = active(W @ A.T)
+        counts += overlap(S, S if X2 is X else active(W @ A2.T))
     return ((X @ X2.T) * counts.double() / m).cpu().numpy()

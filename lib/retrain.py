@@ -31,7 +31,7 @@ from lib import check
 from lib.train import Problem, gradient_descent, newton
 
 METHODS = {"newton": newton, "gradient descent": gradient_descent}
-FORMAT = {"format": "lib.retrain 1"}  # how a file of results begins
+FORMAT = {"format": "lib.retrain 2"}  # how a file of results begins
 
 _cache: dict = {}  # the last problem and warm start of this process, by setting
 _lock = threading.Lock()  # tasks that are threads of one process make them once
@@ -79,8 +79,9 @@ def retrain(
     """Train on all points, then again without each group (an index or several), see `Retrained`.
 
     X (n, d), Y (n,), X_te (t, d) and `settings` (lam, m, kappa, seed, ...) are those of `Problem`;
-    `method` is "newton" or "gradient descent", `options` its keywords; `start` is "warm", from the
-    full model, or "cold", from W(0). `workers` is joblib's n_jobs (None: as configured around the
+    `method` is "newton" or "gradient descent", `options` its keywords; `start` is "cold", from
+    W(0), or "warm": gradient descent from the full model, Newton from the end of its flow on all
+    points, from where it settles with and without the group. `workers` is joblib's n_jobs (None: as configured around the
     call). Each training runs on `threads` threads of torch, whatever is set outside: the order of
     its sums, so the last digits, depends on it. A process holds one problem and one warm start,
     shared by its tasks; each running task adds its own state.
@@ -147,10 +148,14 @@ def _train(group: tuple, X, Y, X_te, header: dict) -> dict:
             _cache.clear()  # frees the last problem before the next one is made
             settings = {k: header[k] for k in list(inspect.signature(Problem).parameters)[3:]}
             problem = Problem(*map(np.array, (X, Y, X_te)), **settings)
-            _cache[key] = problem, train(problem, **options) if warm else None
-        problem, full = _cache[key]
+            first = options | ({"settle": 0} if header["method"] == "newton" else {})
+            _cache[key] = problem, train(problem, **first) if warm else None
+        problem, begin = _cache[key]
     try:
-        done = full if warm and not group else train(problem, start=full, remove=group, **options)
+        if warm and not group and header["method"] == "gradient descent":
+            done = begin
+        else:
+            done = train(problem, start=begin, remove=group, **options)
         if not np.isfinite(done.f_te).all():
             raise RuntimeError(f"{header['method']} ended in predictions that are not finite")
     except Exception as error:

@@ -23,10 +23,11 @@ import torch
 from tqdm import tqdm
 
 from lib import check
-from lib.network import neurons, overlap
+from lib.network import active, neurons
+from lib.product import Digits, overlap
 
-BLOCK = 1024  # neurons moved at once: temporaries are 4 BLOCK × n numbers
-FLOW, SETTLE, SETTLE_WARM = 10, 10, 2  # default numbers of Newton steps
+BLOCK = 2**19  # pre-activations moved at once; a dozen temporaries of so many numbers
+FLOW, SETTLE = 10, 8  # default numbers of Newton steps
 REFRESH = 3  # Newton steps between two counts of the kernel
 
 
@@ -37,7 +38,7 @@ class Problem:
 
     X (n, d) and X_te (t, d) with unit rows, Y (n,) in [-1, 1], lam > 0, kappa > 0 the standard
     deviation of W(0), m ≥ 1 (even if antisymmetric), on a torch `device`. Holds m·(n + t) numbers
-    of `dtype`; a training adds 2·m·n, with momentum 4·m·n.
+    of `dtype`; a training adds 2·m·n, with momentum 4·m·n, and some 50 MB for temporaries.
 
     Raises `ValueError` for arguments outside these ranges, shapes that do not match, non-finite
     values. Source: Zhang and Zhang (2022), Eq 1, 2.
@@ -62,6 +63,7 @@ class Problem:
         A = torch.cat([X, X_te]).to(device)
         self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
         self.G, self.G_te, A = self.G64.to(**like), self.G64_te.to(**like), A.to(**like)
+        self.digits, self.digits_te = Digits(self.G), Digits(self.G_te)
         self.Z0, self.Z0_te = torch.empty(m, self.n, **like), torch.empty(m, len(X_te), **like)
         self.a = torch.empty(m, **like)
         for block, W, a in neurons(X.shape[1], m, kappa, seed, antisymmetric):
@@ -72,7 +74,8 @@ class Problem:
 
     def blocks(self) -> Iterable[slice]:
         """Blocks of neurons that are worked on together."""
-        return (slice(i, min(i + BLOCK, self.m)) for i in range(0, self.m, BLOCK))
+        size = max(1, BLOCK // max(self.G_te.shape))
+        return (slice(i, min(i + size, self.m)) for i in range(0, self.m, size))
 
 
 @dataclass
@@ -122,10 +125,10 @@ class Trained:
         p = self.problem
         counts = [torch.zeros(k, p.n, device=p.Y.device) for k in (p.n, p.Z0_te.shape[1])]
         for b in p.blocks():
-            S = self.Z[b] > 0
+            S = active(self.Z[b])
             if at_kink is not None:
-                S[self._held(b)] = bool(at_kink)
-            for total, other in zip(counts, (S, self._test_points(b) > 0), strict=True):
+                S[self._held(b)] = at_kink
+            for total, other in zip(counts, (S, active(self._test_points(b))), strict=True):
                 total += overlap(other, S)
         kernels = (G * N.double() / p.m for G, N in zip((p.G64, p.G64_te.T), counts, strict=True))
         return tuple(K.cpu().numpy() for K in kernels)
@@ -139,16 +142,16 @@ class Trained:
     def _test_points(self, b: slice) -> torch.Tensor:
         """Pre-activations of the test points for a block of neurons."""
         p = self.problem
-        return torch.addmm(p.Z0_te[b], self.C[b] * p.a[b, None], p.G_te)
+        return p.Z0_te[b].addcmul(p.digits_te.rmatmul(self.C[b]), p.a[b, None])
 
 
 class _Path:
     """The moving state (Z, C) of one training, with f = f(W) and g = J W(0) at its pattern."""
 
-    def __init__(self, problem: Problem, start: Trained | None, remove, offset: bool):
+    def __init__(self, problem: Problem, start: Trained | None, remove, offset: bool, product):
         if start is not None and start.problem is not problem:
             raise ValueError("start belongs to another problem; pass the problem start.problem")
-        self.p, self.offset = problem, offset
+        self.p, self.offset, self.product = problem, offset, product
         before = np.array([], dtype=int) if start is None else start.removed
         drop = check.indices("remove", remove, problem.n) if np.size(remove) else before[:0]
         twice = np.intersect1d(before, drop)
@@ -197,8 +200,8 @@ class _Path:
         for b in self.p.blocks():
             self._measure(b, count)
 
-    def move(self, eta: float, active: torch.Tensor, settle=False, count=False) -> None:
-        """C ← (1 − eta) C + active ∘ S, removed columns 0; Z to match; measure.
+    def move(self, eta: float, pull: torch.Tensor, settle=False, count=False) -> None:
+        """C ← (1 − eta) C + pull ∘ S, removed columns 0; Z to match; measure.
 
         To `settle`, each neuron also goes a share of the way to beta ∘ σ (and eta is 0). σ in
         [0, 1] is the activation that a pair takes once its own effect on Z is counted: where
@@ -206,27 +209,33 @@ class _Path:
         beta, holds Z at 0; elsewhere σ = S. Pairs that share a neuron push each other, so that
         the more it holds, the smaller is the share.
         """
-        p, dtype = self.p, self.Z.dtype
-        active, beta = active.to(dtype), self.beta.to(dtype)
-        zero, low, high = active.new_zeros(()), beta.clamp(max=0), beta.clamp(min=0)
+        p, dtype, gone = self.p, self.Z.dtype, self.removed
+        pull, beta = pull.to(dtype), self.beta.to(dtype)
+        low, high = beta.clamp(max=0), beta.clamp(min=0)
         Z, C = self.Z, self.C
         if not self.owned:
             self.Z, self.C, self.owned = torch.empty_like(Z), torch.empty_like(C), True
+        leaving = bool(len(gone)) and bool(C[:, gone].any())
         self._clear(count)
         for b in p.blocks():
-            a, z, c, S = p.a[b, None], Z[b], C[b], Z[b] > 0
-            step = torch.where(S, active, zero)
+            a, z, c, S = p.a[b, None], Z[b], C[b], active(Z[b])
+            step = S * pull
             if settle:
-                held = torch.addcdiv(c, z, a, value=-1)
-                eta = 1 / (1.5 + 0.3 * ((held > low) & (held < high)).sum(1, keepdim=True))
-                held.clamp_(low, high)
-                held = torch.where(a * beta < 0, held, S * beta)
-                step += held.sub_(c).sub_(step).mul_(eta)
+                own = torch.addcdiv(c, z, a, value=-1)
+                held = own.clamp(low, high)
+                free = own.sub_(held).sign_().abs_().sum(1, keepdim=True)
+                share = 1 / (1.5 + 0.3 * (p.n - free))
+                goal = S.mul_(beta)
+                goal.addcmul_(active(-a * beta), held.sub_(goal))
+                step += goal.sub_(c).sub_(step).mul_(share)
             elif eta:
                 step.add_(c, alpha=-eta)
-            step[:, self.removed] = -c[:, self.removed]
+            step[:, gone] = 0
+            torch.addcmul(z, self.product(step), a, out=self.Z[b])
+            if leaving:
+                self.Z[b].addcmul_(c[:, gone] @ p.G[gone], a, value=-1)
             torch.add(c, step, out=self.C[b])
-            torch.addmm(z, step.mul_(a), p.G, out=self.Z[b])
+            self.C[b][:, gone] = 0
             self._measure(b, count)
 
     def extrapolate(self, Z: torch.Tensor, C: torch.Tensor, mu: float) -> tuple:
@@ -246,11 +255,12 @@ class _Path:
     def _measure(self, b: slice, count: bool) -> None:
         a, Z = self.p.a[b], self.Z[b]
         self.f += a @ Z.relu()
-        if self.offset:
-            self.g += a @ ((Z > 0) * self.p.Z0[b])
+        if self.offset or count:
+            S = active(Z)
         if count:
-            S = Z > 0
             self.counts += overlap(S, S)
+        if self.offset:
+            self.g += a @ S.mul_(self.p.Z0[b])
 
     def finish(self, iterations: int, change: float, began: float) -> Trained:
         """Predict the test points and hand over the state."""
@@ -291,7 +301,7 @@ def gradient_descent(
     Source: Zhang and Zhang (2022), Eq 2, 3.
     """
     began, lam = time.perf_counter(), problem.lam
-    path = _Path(problem, start, remove, offset=False)
+    path = _Path(problem, start, remove, offset=False, product=lambda A: A @ problem.G)
     stable = 2 / path.stiffness()
     step = stable / 4 if step is None else check.number("step", step, above=0)
     steps = steps if steps is None else check.integer("steps", steps, at_least=0)
@@ -347,7 +357,7 @@ def _rms(x: torch.Tensor) -> float:
 
 def newton(
     problem: Problem, *, start: Trained | None = None, remove: int | Sequence[int] = (),
-    flow: int = FLOW, settle: int | None = None, tol: float = 0.0,
+    flow: int = FLOW, settle: int = SETTLE, tol: float = 0.0,
 ) -> Trained:  # fmt: skip
     """Minimise Eq 2 by Newton steps on the activation pattern, along the flow of Eq 3.
 
@@ -358,39 +368,45 @@ def newton(
 
         (I + s K_m) r = f − Y − s λ (f − JW(0)),    C ← (1 − s λ) C − s r ∘ S.
 
-    At most `settle` full steps for beta = −r/λ follow, until the rms change of f is ≤ tol (a warm
-    start makes only these). There a kink that attracts is held at 0, with a subgradient in [0, 1],
-    so that nothing chatters.
+    At most `settle` full steps for beta = −r/λ follow, until the rms change of f is ≤ tol. There a
+    kink that attracts is held at 0, with a subgradient in [0, 1], so that nothing chatters.
 
-    `start` is a state to go on from; `remove` are training points to leave out, besides those that
-    `start` has left out. Raises `IndexError` for indices out of range or removed twice,
-    `ValueError` for a start of another problem.
+    A warm start goes on from the state `start`, without flow. `remove` are training points to
+    leave out, besides those that `start` has left out. Kinks that hold do not let go of what has
+    become a worse place, so to compare trainings with and without a point let both start where
+    the flow ends: begin = newton(problem, settle=0), then newton(problem, start=begin, remove=i).
+
+    Raises `IndexError` for indices out of range or removed twice, `ValueError` for a start of
+    another problem and bad numbers.
+
+    >>> X = torch.eye(3, dtype=torch.float64).numpy()
+    >>> problem = Problem(X, [1, -1, 1], X, lam=0.5, m=4000, kappa=0.1, seed=0, antisymmetric=True)
+    >>> begin = newton(problem, settle=0)
+    >>> newton(problem, start=begin).f.round(1).tolist()  # (K∞ + λI)⁻¹ halves the labels
+    [0.5, -0.5, 0.5]
+    >>> abs(newton(problem, start=begin, remove=1).f).round(1).tolist()
+    [0.5, 0.0, 0.5]
     """
     began, lam = time.perf_counter(), problem.lam
-    path = _Path(problem, start, remove, offset=start is None)
+    path = _Path(problem, start, remove, start is None, problem.digits.rmatmul)
     change, taken = math.inf, 0
     flow = check.integer("flow", flow) if start is None else 0
-    if settle is None:
-        settle = SETTLE if start is None else SETTLE_WARM
-    settle = check.integer("settle", settle, at_least=0)
+    settle = check.integer("settle", settle, at_least=0 if start is None else 1)
     counted = {k for k in range(settle + 1) if k and (k % REFRESH == 0 or (flow and k == settle))}
     q = lam / path.stiffness() if flow else 1
     for k, damping in enumerate(np.geomspace(q, 0.5, flow), 1):
         right = path.f - problem.Y - damping * (path.f - path.g)
-        active = -damping / lam * path.solve(path.factor(damping / lam), right)
-        path.beta = (1 - damping) * path.beta + active
-        path.move(damping, active, count=k % REFRESH == 0 or k == flow)
+        pull = -damping / lam * path.solve(path.factor(damping / lam), right)
+        path.beta = (1 - damping) * path.beta + pull
+        path.move(damping, pull, count=k % REFRESH == 0 or k == flow)
     path.offset = False
-    L, gone = path.factor(1 / lam), path.beta * ~path.keep
-    if gone.any():  # points removed just now: what the others answer to first order, on S
-        pull = path.kernel() @ gone - path.residual() - lam * path.beta
-        answer = path.solve(L, pull) / lam
-        path.beta = path.beta - gone + answer
-        path.move(0, answer)
+    L, gone = path.factor(1 / lam), path.beta * ~path.keep  # points removed just now
     for taken in range(1, settle + 1):
         f = path.f
-        delta = -path.solve(L, path.residual() + lam * path.beta) / lam
-        path.beta = path.beta + delta
+        path.beta = path.beta - gone
+        left = path.kernel() @ gone - path.residual() - lam * path.beta
+        delta = path.solve(L, left) / lam
+        path.beta, gone = path.beta + delta, gone * 0
         path.move(0, delta, settle=True, count=taken in counted)
         L = path.factor(1 / lam) if taken in counted else L
         change = _rms(path.f - f)

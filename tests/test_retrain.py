@@ -39,7 +39,8 @@ def stand_in(monkeypatch):
     """Replace Newton by a known function of the removed points; returns the list of calls."""
     calls = []
 
-    def train(problem, start=None, remove=()):
+    def train(problem, start=None, remove=(), settle=None):
+        assert settle is None or (settle == 0 and start is None)
         calls.append((problem, start, tuple(remove)))
         time.sleep(0.005)  # long enough for other threads to come by
         f = np.cos(1.0 + np.sum(remove)) / np.arange(3, 3 + problem.Z0_te.shape[1])
@@ -47,6 +48,10 @@ def stand_in(monkeypatch):
 
     monkeypatch.setitem(module.METHODS, "newton", train)
     return calls
+
+
+def sorted_tuple(group) -> tuple:
+    return tuple(np.sort(np.atleast_1d(group)).tolist())
 
 
 def same(a: Retrained, b: Retrained):
@@ -94,16 +99,31 @@ def test_cold_start_is_training_on_the_points_that_are_left(data):
 
 
 @pytest.mark.parametrize("backend", ["sequential", "threading"])
-def test_warm_start_is_the_full_model_trained_once(stand_in, data, backend):
+def test_warm_start_of_newton_is_one_flow_for_all(stand_in, data, backend):
     with parallel_config(backend=backend, n_jobs=3):
         retrain(*data, GROUPS, **SETTINGS)
     (_, nothing, _), *rest = stand_in
-    assert nothing is None and len(rest) == len(GROUPS)
+    assert nothing is None and {removed for *_, removed in rest} == {(), *map(sorted_tuple, GROUPS)}
     assert len({id(start) for _, start, _ in rest}) == len({id(p) for p, _, _ in stand_in}) == 1
     assert rest[0][1] is not None and not module._cache  # not kept beyond the call
     del stand_in[:]
     retrain(*data, GROUPS, start="cold", **SETTINGS)
     assert [start for _, start, _ in stand_in] == [None] * (1 + len(GROUPS))
+
+
+def test_warm_start_of_descent_is_the_full_model(data):
+    calls = []
+
+    def train(problem, start=None, remove=(), **options):
+        calls.append((start, tuple(remove)))
+        return gradient_descent(problem, start=start, remove=remove, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(module.METHODS, "gradient descent", train)
+        retrain(*data, GROUPS, **DESCENT)
+    (nothing, none), *rest = calls
+    assert nothing is None and none == () and len(rest) == len(GROUPS)
+    assert len({id(start) for start, _ in rest}) == 1
 
 
 def test_warm_and_cold_start_differ_by_less_than_the_removal(data):
@@ -383,7 +403,8 @@ def test_a_training_that_fails_stops_the_call_and_names_its_points(data, tmp_pat
 
 
 def test_predictions_that_are_not_finite_are_never_recorded(data, tmp_path, monkeypatch):
-    def train(problem, start=None, remove=()):
+    def train(problem, start=None, remove=(), settle=None):
+        assert settle is None or (settle == 0 and start is None)
         f = np.full(3, np.nan if 7 in remove else 0.5)
         return SimpleNamespace(f_te=f, seconds=0.0, iterations=1, change=0.0)
 
