@@ -1,0 +1,196 @@
+"""Train and retrain at the paper's scale: the numbers behind Theorem 1, Figure 1 and Table 1.
+
+python book/paper.py WORK RECORDS [--cifar10 NAME]
+
+For MNIST and CIFAR-10, widths 1, 2, 4, 8 × 10⁴: the network trained on n = 1000 images, and again
+without each of the 40 most influential ones of two test images; at 10⁴ without every one. On 200
+images, Newton is held to gradient descent. All retrainings are kept in WORK as they come, so that a
+run that was cut short goes on; tables go to RECORDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from build import provenance
+from joblib import cpu_count, parallel_config
+
+from lib import data
+from lib.ihvp import ihvp
+from lib.kernel import ntk
+from lib.retrain import retrain
+from lib.ridge import Ridge
+from lib.train import Problem, gradient_descent, newton
+
+WIDTHS = [10_000, 20_000, 40_000, 80_000]
+N, T, LAM, KAPPA, SEED = 1000, 100, 1.0, 0.1, 0  # our choices: the paper's are not public
+TOP = 40
+SETTINGS = {"lam": LAM, "kappa": KAPPA, "seed": SEED}
+
+
+def draw(name: str):
+    """Return the images of a data set, the kernel's influences and the two test images.
+
+    The test images are the first of each class in the draw, whatever comes out.
+    """
+    d = data.load(name, n_train=N, n_test=T, seed=SEED)
+    inf = Ridge(ntk(d.X), d.Y, LAM).influence(ntk(d.X, d.X_te), d.Y_te)
+    return d, inf, [int(np.flatnonzero(d.Y_te == y)[0]) for y in (1, -1)]
+
+
+def top(inf, j: int) -> np.ndarray:
+    """The 40 training points of largest |I| on test image j, by the kernel."""
+    return np.argsort(-np.abs(inf.exact[:, j]), kind="stable")[:TOP]
+
+
+def again(d, m: int, groups, work: Path, **how):
+    """Retrain without each of `groups`, or go on with it; results stay in `work`."""
+    name = "-".join([d.name, str(len(d.Y)), str(m), *how.values()]).replace(" ", "-")
+    print(name, flush=True)
+    return retrain(d.X, d.Y, d.X_te, groups, m=m, file=work / f"{name}.jsonl", **SETTINGS, **how)
+
+
+def table_1(d, inf, tests, m: int, work: Path) -> pd.DataFrame:
+    """Predicted, retrained and estimated influence of the 40 points, for both test images."""
+    points = sorted({int(i) for j in tests for i in top(inf, j)})
+    actual = again(d, m, points, work)
+    I = actual.influence(d.Y_te)
+    problem = Problem(d.X, d.Y, d.X_te, m=m, **SETTINGS)
+    full = newton(problem, start=newton(problem, settle=0))
+    estimate = ihvp(full, d.Y_te)
+    rows = []
+    for j in tests:
+        chosen = top(inf, j)
+        where = np.searchsorted(points, chosen)
+        rows.append({
+            "data": d.label, "m": m, "test": d.index_te[j], "column": j, "row": chosen,
+            "ntk": inf.exact[chosen, j], "retrained": I[where, j], "ihvp": estimate[chosen, j],
+            "ihvp_ntk": inf.ihvp[chosen, j], "seconds": actual.seconds[where],
+        })  # fmt: skip
+    return pd.concat(map(pd.DataFrame, rows), ignore_index=True)
+
+
+def every_point(d, inf, work: Path) -> pd.DataFrame:
+    """At the smallest width, each test image: agreement for its 40 points, and for all."""
+    I = again(d, WIDTHS[0], range(N), work).influence(d.Y_te)
+    rows = []
+    for j in range(T):
+        for points, name in ((top(inf, j), str(TOP)), (np.arange(N), "all")):
+            x, y = inf.exact[points, j], I[points, j]
+            slope, intercept = np.polyfit(x, y, 1)
+            rows.append({
+                "data": d.label, "m": WIDTHS[0], "column": j, "points": name,
+                "R": np.corrcoef(x, y)[0, 1], "rho": pd.Series(x).corr(pd.Series(y), "spearman"),
+                "slope": slope, "intercept": intercept, "residual": abs(inf.r_te[j]),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def cold(d, inf, tests, work: Path) -> pd.DataFrame:
+    """The 40 points at the smallest width from W(0), beside the warm start."""
+    points = sorted({int(i) for j in tests for i in top(inf, j)})
+    runs = {how: again(d, WIDTHS[0], points, work, start=how) for how in ("cold", "warm")}
+    I = {how: run.influence(d.Y_te)[:, tests] for how, run in runs.items()}
+    return pd.DataFrame({
+        "data": d.label, "m": WIDTHS[0], "column": np.tile(tests, len(points)),
+        "row": np.repeat(points, len(tests)), "cold": I["cold"].ravel(), "warm": I["warm"].ravel(),
+        "seconds_cold": np.repeat(runs["cold"].seconds, len(tests)),
+        "seconds_warm": np.repeat(runs["warm"].seconds, len(tests)),
+    })  # fmt: skip
+
+
+def theorem_1(d, inf, m: int) -> pd.DataFrame:
+    """Distance of the trained network from the kernel's prediction, both initialisations."""
+    rows = []
+    for antisymmetric in (True, False):
+        for seed in range(3):
+            settings = SETTINGS | {"seed": seed, "antisymmetric": antisymmetric}
+            done = newton(Problem(d.X, d.Y, d.X_te, m=m, **settings))
+            rows.append({
+                "data": d.label, "m": m, "network": seed, "antisymmetric": antisymmetric,
+                "rms": np.sqrt(np.mean((done.f_te - inf.f) ** 2)), "kinks": done.kinks,
+                "change": done.change, "seconds": done.seconds,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def rms(x) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def descent(d) -> pd.DataFrame:
+    """Distance from plain gradient descent of Newton, and of momentum, along m, λ and seeds."""
+    rows = []
+    for m, lam, seed in itertools.product((500, 2000, 10_000), (0.125, 1.0, 16.0), range(3)):
+        settings = SETTINGS | {"lam": lam, "seed": seed}
+        problem = Problem(d.X, d.Y, d.X_te, m=m, **settings)
+        plain, fast = gradient_descent(problem), gradient_descent(problem, momentum=True)
+        done = newton(problem)
+        rows.append({
+            "data": d.label, "m": m, "ridge": lam, "network": seed,
+            "newton": rms(done.f_te - plain.f_te), "momentum": rms(fast.f_te - plain.f_te),
+            "steps_plain": plain.iterations, "steps_momentum": fast.iterations,
+            "steps_newton": done.iterations,
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def descent_without(d, m: int, work: Path) -> pd.DataFrame:
+    """Influence of 10 points (the 6 most influential, then 4) on all test images by each method."""
+    inf = Ridge(ntk(d.X), d.Y, LAM).influence(ntk(d.X, d.X_te), d.Y_te)
+    most = np.argsort(-np.abs(inf.exact).mean(axis=1), kind="stable")[:6].tolist()
+    points = most + [i for i in range(10) if i not in most][:4]
+    runs = {
+        f"{method}, {start}": again(d, m, points, work, method=method, start=start)
+        for method in ("gradient descent", "newton") for start in ("cold", "warm")
+    }  # fmt: skip
+    I = pd.DataFrame({name: run.influence(d.Y_te).ravel() for name, run in runs.items()})
+    reference = I["gradient descent, cold"]
+    return pd.DataFrame({
+        "data": d.label, "m": m, "method": list(I), "R": [I[name].corr(reference) for name in I],
+        "slope": [np.polyfit(reference, I[name], 1)[0] for name in I],
+        "distance": [rms(run.f - runs["gradient descent, cold"].f) for run in runs.values()],
+        "seconds": [run.seconds.mean() for run in runs.values()],
+    })  # fmt: skip
+
+
+def record(name: str, parts: list[pd.DataFrame], records: Path) -> None:
+    """Write a record with its source; complete or not at all."""
+    file = records / f"{name}.csv"
+    frame = pd.concat(parts, ignore_index=True).assign(**SETTINGS, n=N, **provenance())
+    part = file.with_suffix(".part")
+    frame.to_csv(part, index=False, float_format="%.6g")
+    part.replace(file)
+    print(f"recorded {file}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    names = ["mnist:4/9", f"{args.cifar10}:airplane/automobile"]
+    draws = [draw(name) for name in names]
+    # threads share the problem and its warm start, so that memory does not grow with them
+    with parallel_config(backend="threading", n_jobs=cpu_count()):
+        rows = [table_1(*one, m, args.work) for m in WIDTHS for one in draws]
+        record("table-1", rows, args.records)
+        record("cold", [cold(*one, args.work) for one in draws], args.records)
+        record("every-point", [every_point(d, inf, args.work) for d, inf, _ in draws], args.records)
+        small = [data.load(name, n_train=200, n_test=T, seed=SEED) for name in names]
+        rows = [descent_without(d, m, args.work) for d in small for m in (2000, WIDTHS[0])]
+        record("descent-without", rows, args.records)
+    record("descent", [descent(d) for d in small[:1]], args.records)
+    rows = [theorem_1(d, inf, m) for m in WIDTHS for d, inf, _ in draws]
+    record("theorem-1", rows, args.records)
+
+
+if __name__ == "__main__":
+    main()
