@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lib import check
 from lib.train import Problem, gradient_descent, newton
@@ -79,12 +79,12 @@ def retrain(
     """Train on all points, then again without each group (an index or several), see `Retrained`.
 
     X (n, d), Y (n,), X_te (t, d) and `settings` (lam, m, kappa, seed, ...) are those of `Problem`;
-    `method` is "newton" or "gradient descent", `options` its keywords; `start` is "cold", from
+    `method` is "newton" or "gradient descent", `options` its keywords. `start` is "cold", from
     W(0), or "warm": gradient descent from the full model, Newton from the end of its flow on all
-    points, from where it settles with and without the group. `workers` is joblib's n_jobs (None: as configured around the
-    call). Each training runs on `threads` threads of torch, whatever is set outside: the order of
-    its sums, so the last digits, depends on it. A process holds one problem and one warm start,
-    shared by its tasks; each running task adds its own state.
+    points, whence it settles with and without the group. `workers` is joblib's n_jobs (None: as
+    configured around the call). Each training runs on `threads` threads of torch, whatever is set
+    outside: the order of its sums, so the last digits, depends on it. A process holds one problem
+    and one warm start, shared by its tasks; each running task adds its own state.
 
     Results go to `file` as they come, one JSON line each, synced to disk. The same call goes on
     with it after an interruption, also for more groups: what is there is not trained again.

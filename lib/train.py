@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from lib.product import Digits, overlap
 
 BLOCK = 2**19  # pre-activations moved at once; a dozen temporaries of so many numbers
 FLOW, SETTLE = 10, 8  # default numbers of Newton steps
+RESTLESS = 0.02  # rms change of f in the last Newton step, above which it has not ended
 REFRESH = 3  # Newton steps between two counts of the kernel
 
 
@@ -182,6 +184,12 @@ class _Path:
         """Return λ_max + λ of the kept points."""
         return largest_eigenvalue(self.kernel()[self.keep][:, self.keep]) + self.p.lam
 
+    @cached_property
+    def crowding(self) -> float:
+        """Return λ_max(G)/n of the kept points: how much the pairs of a neuron push each other."""
+        G = self.p.G64[:, : self.p.n][self.keep][:, self.keep]
+        return largest_eigenvalue(G, steps=20) / len(G)
+
     def factor(self, s: float) -> torch.Tensor:
         """Return the Cholesky factor of I + s K_m over the points that are kept."""
         A = s * self.kernel()[self.keep][:, self.keep]
@@ -206,8 +214,9 @@ class _Path:
         To `settle`, each neuron also goes a share of the way to beta ∘ σ (and eta is 0). σ in
         [0, 1] is the activation that a pair takes once its own effect on Z is counted: where
         a_r beta_i < 0 a kink attracts, and beta σ = C − Z / (m^{-1/2} a_r), cut to between 0 and
-        beta, holds Z at 0; elsewhere σ = S. Pairs that share a neuron push each other, so that
-        the more it holds, the smaller is the share.
+        beta, holds Z at 0; elsewhere σ = S. Pairs held by one neuron push each other, by a block of
+        G whose largest eigenvalue is about their number times λ_max(G)/n: the share is below one
+        over it, or the steps would grow.
         """
         p, dtype, gone = self.p, self.Z.dtype, self.removed
         pull, beta = pull.to(dtype), self.beta.to(dtype)
@@ -215,6 +224,7 @@ class _Path:
         Z, C = self.Z, self.C
         if not self.owned:
             self.Z, self.C, self.owned = torch.empty_like(Z), torch.empty_like(C), True
+        crowding = self.crowding if settle else 0.0
         leaving = bool(len(gone)) and bool(C[:, gone].any())
         self._clear(count)
         for b in p.blocks():
@@ -224,7 +234,7 @@ class _Path:
                 own = torch.addcdiv(c, z, a, value=-1)
                 held = own.clamp(low, high)
                 free = own.sub_(held).sign_().abs_().sum(1, keepdim=True)
-                share = 1 / (1.5 + 0.3 * (p.n - free))
+                share = 1 / (1.5 + 1.2 * crowding * (p.n - free))
                 goal = S.mul_(beta)
                 goal.addcmul_(active(-a * beta), held.sub_(goal))
                 step += goal.sub_(c).sub_(step).mul_(share)
@@ -376,8 +386,9 @@ def newton(
     become a worse place, so to compare trainings with and without a point let both start where
     the flow ends: begin = newton(problem, settle=0), then newton(problem, start=begin, remove=i).
 
-    Raises `IndexError` for indices out of range or removed twice, `ValueError` for a start of
-    another problem and bad numbers.
+    Raises `RuntimeError` if f still changes by more than 0.02 (rms), as it does where κ√m is too
+    small and many pairs are on kinks; `IndexError` for indices out of range or removed twice,
+    `ValueError` for a start of another problem and bad numbers.
 
     >>> X = torch.eye(3, dtype=torch.float64).numpy()
     >>> problem = Problem(X, [1, -1, 1], X, lam=0.5, m=4000, kappa=0.1, seed=0, antisymmetric=True)
@@ -412,4 +423,10 @@ def newton(
         change = _rms(path.f - f)
         if change <= tol:
             break
+    if taken and not change <= RESTLESS:
+        raise RuntimeError(
+            f"Newton did not come to rest (change {change:.1e} > {RESTLESS}): with κ√m = "
+            f"{problem.kappa * problem.m**0.5:.3g} too many pairs are on kinks; raise kappa or m, "
+            "take more steps to settle, or use gradient_descent"
+        )
     return path.finish(flow + taken, change, began)
