@@ -69,7 +69,8 @@ def table_1(d, inf, tests, m: int, work: Path) -> pd.DataFrame:
         rows.append({
             "data": d.label, "m": m, "test": d.index_te[j], "column": j, "row": chosen,
             "ntk": inf.exact[chosen, j], "retrained": I[where, j], "ihvp": estimate[chosen, j],
-            "ihvp_ntk": inf.ihvp[chosen, j], "seconds": actual.seconds[where],
+            "f": actual.f[j], "f_without": actual.f_without[where, j], "f_ntk": inf.f[j],
+            "f_ntk_without": inf.loo[chosen, j], "seconds": actual.seconds[where],
         })  # fmt: skip
     return pd.concat(map(pd.DataFrame, rows), ignore_index=True)
 

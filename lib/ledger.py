@@ -130,16 +130,19 @@ def keep(name: str, frame: pd.DataFrame) -> None:
     display({}, raw=True, metadata={"record": {"name": name, "csv": frame.to_csv(index=False)}})
 
 
-def recorded(name: str, now: pd.DataFrame, folder="records") -> pd.DataFrame:
+def recorded(name: str, now: pd.DataFrame | None = None, folder="records") -> pd.DataFrame:
     """Return what `make paper` recorded under `name`, and show when and on what it was measured.
 
     Where there is no FOLDER/NAME.csv, as in `make paper` itself, it is `now`, and that is shown.
+    Raises `FileNotFoundError` if there is neither.
 
     >>> recorded("fig-7", pd.DataFrame({"t": [1.0]}), folder="nowhere").t.tolist()
     No record fig-7: the numbers of this run.
     [1.0]
     """
     file = Path(folder) / f"{name}.csv"
+    if not file.is_file() and now is None:
+        raise FileNotFoundError(f"there is no record {str(file)!r}; `make paper` writes it")
     if not file.is_file():
         print(f"No record {name}: the numbers of this run.")
         return now

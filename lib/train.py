@@ -425,8 +425,8 @@ def newton(
             break
     if taken and not change <= RESTLESS:
         raise RuntimeError(
-            f"Newton did not come to rest (change {change:.1e} > {RESTLESS}): with κ√m = "
-            f"{problem.kappa * problem.m**0.5:.3g} too many pairs are on kinks; raise kappa or m, "
-            "take more steps to settle, or use gradient_descent"
+            f"Newton did not come to rest (change {change:.1e} > {RESTLESS}): m = {problem.m} is "
+            f"too narrow, or with κ√m = {problem.kappa * problem.m**0.5:.3g} too many pairs are on "
+            "kinks; raise m or kappa, take more steps to settle, or use gradient_descent"
         )
     return path.finish(flow + taken, change, began)

@@ -132,6 +132,8 @@ def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, caps
     assert recorded("fig-7", now=None, folder=tmp_path)[["t", "data"]].equals(kept)
     assert capsys.readouterr().out == "Recorded · 2026-01-02 · two cores · torch 9\n"
     assert recorded("fig-6", now=kept, folder=tmp_path) is kept
+    with pytest.raises(FileNotFoundError, match="there is no record .*fig-6.csv'; `make paper`"):
+        recorded("fig-6", folder=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["Fig 7", "../fig-7", "", "fig-7.csv"])

@@ -118,6 +118,12 @@ def test_chapter_records_claims_that_hold(path, code):
     assert all(record["holds"] for record in records)
 
 
+def test_what_a_chapter_draws_from_records_is_there(code):
+    names = {name for cell in code for name in re.findall(r'\brecorded\("([\w-]+)"', cell.source)}
+    missing = [name for name in names if not (ROOT / "book" / "records" / f"{name}.csv").is_file()]
+    assert not missing, f"make paper records {missing}"
+
+
 def test_no_word_that_has_no_place_in_a_chapter(path):
     for cell in nbformat.read(path, as_version=4).cells:
         text = cell.source + "".join(
