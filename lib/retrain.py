@@ -93,6 +93,8 @@ def retrain(
     point or is named twice; `ValueError` for a file of another setting (naming it) and for what
     `Problem` refuses; `OSError` for a full disk or a file in use. What was written before stays.
 
+    Source: Zhang and Zhang (2022), Eq 7; Thm 2 with Eq 11, Fig 1 and Table 1 compare it with Eq 8.
+
     >>> X, Y = np.eye(3), [1.0, -1.0, 1.0]
     >>> result = retrain(X, Y, X[:1], [0, 1, [1, 2]], lam=0.5, m=2000, kappa=0.1, seed=0,
     ...                  antisymmetric=True, progress=False)

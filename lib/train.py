@@ -1,4 +1,4 @@
-"""Training the network of Eq 1 to the minimiser of Eq 2: gradient descent and Newton.
+"""Training the network of Eq 1 to the minimum of Eq 2: gradient descent and Newton (Thm 1, Eq 10).
 
 Everything happens in pre-activations. With W = W(0) + m^{-1/2} Xᵀ Cᵀ diag(a) the coefficients
 C (m, n) and Z = (XW)ᵀ = Z(0) + m^{-1/2} diag(a) C G (m, n), G = XXᵀ, are the state; weights, hence

@@ -19,7 +19,9 @@ from joblib import parallel_config
 from tqdm import tqdm
 
 from lib import retrain as module
+from lib.kernel import ntk
 from lib.retrain import Retrained, retrain
+from lib.ridge import Ridge
 from lib.train import Problem, gradient_descent, newton
 
 SETTINGS = {"lam": 0.5, "m": 64, "kappa": 0.1, "seed": 0, "progress": False}
@@ -81,6 +83,27 @@ def test_eq_7_keeps_its_digits_where_the_influence_is_tiny():
     squares = 0.5 * (without[0, 0] - y) ** 2 - 0.5 * (f[0] - y) ** 2
     assert abs(result.influence([y])[0, 0] / exact - 1) < 1e-14
     assert abs(squares / exact - 1) > 1e-6  # what the difference of the squares would lose
+
+
+def test_thm_2_fig_1_predicted_influence_is_the_actual_one(points):
+    A = points(50, 8)
+    X, Y, X_te, y_te = A[:30], np.sign(A[:30, 0]), A[30:], np.sign(A[30:, 0])
+    inf = Ridge(ntk(X), Y, 0.5).influence(ntk(X, X_te), y_te)
+    R, distance = {}, {}
+    for m in (500, 32_000):
+        how = {"lam": 0.5, "m": m, "kappa": 0.5, "seed": 0, "antisymmetric": True}
+        run = retrain(X, Y, X_te, range(30), progress=False, **how)
+        I = run.influence(y_te)
+        R[m] = np.corrcoef(I.ravel(), inf.exact.ravel())[0, 1]
+        distance[m] = np.sqrt(np.mean((I - inf.exact) ** 2))
+        # Eq 11, with its constant, for every pair
+        C = max(np.abs(f).max() for f in (run.f, run.f_without, inf.f, inf.loo))
+        bound = np.abs(run.f_without - inf.loo) + np.abs(run.f - inf.f)
+        assert (np.abs(I - inf.exact) <= (C + 1) * bound + 1e-15).all()
+    assert R[32_000] > 0.998 and 1 - R[32_000] < 0.1 * (1 - R[500])
+    assert 4 < distance[500] / distance[32_000] < 16  # m^{-1/2}: 8
+    shuffled = np.random.default_rng(0).permutation(inf.exact.ravel())
+    assert abs(np.corrcoef(I.ravel(), shuffled)[0, 1]) < 0.3
 
 
 # --- which points are removed -------------------------------------------------------------------
@@ -201,6 +224,7 @@ SLOW = """
 import sys, time
 import numpy as np
 from lib import retrain as module
+from lib.kernel import ntk
 from lib.train import gradient_descent
 
 data, path, log = np.load(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
