@@ -69,7 +69,7 @@ notebooks: $(STAGE)/book/ledger.ipynb
 	@touch $(STAGED) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
 
 # the same chapters at the paper's scale, kept with date, machine and time
-RECORDED := 01-kernel 02-ridge 03-influence 07-regularisation 08-density 10-complexity 11-dynamics
+RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 10-complexity 11-dynamics
 TWO_CLASSES = mnist:4/9, $(CIFAR10):airplane/automobile
 
 paper: book/records/table-1.csv $(RECORDED:%=book/records/claims/%.csv)

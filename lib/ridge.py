@@ -103,7 +103,7 @@ class Ridge:
 
     @property
     def dof(self) -> float:
-        """Effective degrees of freedom Σ_i h_i = tr KQ, between 0 and n."""
+        """Effective degrees of freedom Σ_i h_i = tr KQ in [0, n]; over n, the error of IHVP in Fig 2."""
         return float(self.h.sum())
 
     def predict(self, k) -> np.ndarray:

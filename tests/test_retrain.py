@@ -85,7 +85,7 @@ def test_eq_7_keeps_its_digits_where_the_influence_is_tiny():
     assert abs(squares / exact - 1) > 1e-6  # what the difference of the squares would lose
 
 
-def test_thm_2_fig_1_predicted_influence_is_the_actual_one(points):
+def test_eq_11_thm_2_fig_1_predicted_influence_is_the_actual_one(points):
     A = points(50, 8)
     X, Y, X_te, y_te = A[:30], np.sign(A[:30, 0]), A[30:], np.sign(A[30:, 0])
     inf = Ridge(ntk(X), Y, 0.5).influence(ntk(X, X_te), y_te)
