@@ -103,7 +103,7 @@ class Ridge:
 
     @property
     def dof(self) -> float:
-        """Effective degrees of freedom Σ_i h_i = tr KQ in [0, n]; over n, the error of IHVP in Fig 2."""
+        """Degrees of freedom Σ_i h_i = tr KQ, 0 to n; over n, about the error of IHVP (Fig 2)."""
         return float(self.h.sum())
 
     def predict(self, k) -> np.ndarray:
