@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from build import provenance
 from joblib import cpu_count, parallel_config
+from tqdm import tqdm
 
 from lib import data
 from lib.ihvp import ihvp
 from lib.kernel import ntk
-from lib.retrain import retrain
+from lib.retrain import code_version, retrain
 from lib.ridge import Ridge
 from lib.train import Problem, gradient_descent, newton
 
@@ -30,6 +33,7 @@ WIDTHS = [10_000, 20_000, 40_000, 80_000]
 N, T, LAM, KAPPA, SEED = 1000, 100, 1.0, 0.1, 0  # our choices: the paper's are not public
 TOP = 40
 SETTINGS = {"lam": LAM, "kappa": KAPPA, "seed": SEED}
+FEW = {"settle": 4}  # where every point is removed: half the time
 
 
 def draw(name: str):
@@ -40,6 +44,11 @@ def draw(name: str):
     d = data.load(name, n_train=N, n_test=T, seed=SEED)
     inf = Ridge(ntk(d.X), d.Y, LAM).influence(ntk(d.X, d.X_te), d.Y_te)
     return d, inf, [int(np.flatnonzero(d.Y_te == y)[0]) for y in (1, -1)]
+
+
+def source(d, m: int, **change) -> dict:
+    """What a row of a record was measured with: data, sizes and settings."""
+    return {"data": d.label, "n": len(d.Y), "m": m, **SETTINGS, **change}
 
 
 def top(inf, j: int) -> np.ndarray:
@@ -67,17 +76,18 @@ def table_1(d, inf, tests, m: int, work: Path) -> pd.DataFrame:
         chosen = top(inf, j)
         where = np.searchsorted(points, chosen)
         rows.append({
-            "data": d.label, "m": m, "test": d.index_te[j], "column": j, "row": chosen,
+            **source(d, m), "test": d.index_te[j], "column": j, "row": chosen,
             "ntk": inf.exact[chosen, j], "retrained": I[where, j], "ihvp": estimate[chosen, j],
             "f": actual.f[j], "f_without": actual.f_without[where, j], "f_ntk": inf.f[j],
             "f_ntk_without": inf.loo[chosen, j], "seconds": actual.seconds[where],
+            "workers": cpu_count(),
         })  # fmt: skip
     return pd.concat(map(pd.DataFrame, rows), ignore_index=True)
 
 
 def every_point(d, inf, work: Path) -> pd.DataFrame:
     """At the smallest width, each test image: agreement for its 40 points, and for all."""
-    run = again(d, WIDTHS[0], range(N), work, "every", options={"settle": 4})  # half the time
+    run = again(d, WIDTHS[0], range(N), work, "every", options=FEW)
     I = run.influence(d.Y_te)
     rows = []
     for j in range(T):
@@ -85,7 +95,7 @@ def every_point(d, inf, work: Path) -> pd.DataFrame:
             x, y = inf.exact[points, j], I[points, j]
             slope, intercept = np.polyfit(x, y, 1)
             rows.append({
-                "data": d.label, "m": WIDTHS[0], "column": j, "points": name,
+                **source(d, WIDTHS[0]), **FEW, "column": j, "points": name,
                 "R": np.corrcoef(x, y)[0, 1], "rho": pd.Series(x).corr(pd.Series(y), "spearman"),
                 "slope": slope, "intercept": intercept, "residual": abs(inf.r_te[j]),
             })  # fmt: skip
@@ -101,48 +111,66 @@ def cold(d, inf, tests, work: Path) -> pd.DataFrame:
     }
     I = {how: run.influence(d.Y_te)[:, tests] for how, run in runs.items()}
     return pd.DataFrame({
-        "data": d.label, "m": WIDTHS[0], "column": np.tile(tests, len(points)),
+        **source(d, WIDTHS[0]), "column": np.tile(tests, len(points)),
         "row": np.repeat(points, len(tests)), "cold": I["cold"].ravel(), "warm": I["warm"].ravel(),
         "seconds_cold": np.repeat(runs["cold"].seconds, len(tests)),
         "seconds_warm": np.repeat(runs["warm"].seconds, len(tests)),
     })  # fmt: skip
 
 
-def theorem_1(d, inf, m: int) -> pd.DataFrame:
-    """Distance of the trained network from the kernel's prediction, both initialisations."""
-    rows = []
-    for antisymmetric in (True, False):
-        for seed in range(3):
-            settings = SETTINGS | {"seed": seed, "antisymmetric": antisymmetric}
-            done = newton(Problem(d.X, d.Y, d.X_te, m=m, **settings))
-            rows.append({
-                "data": d.label, "m": m, "network": seed, "antisymmetric": antisymmetric,
-                "rms": np.sqrt(np.mean((done.f_te - inf.f) ** 2)), "kinks": done.kinks,
-                "change": done.change, "seconds": done.seconds,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def rms(x) -> float:
     return float(np.sqrt(np.mean(np.square(x))))
 
 
-def descent(d) -> pd.DataFrame:
-    """Distance from plain gradient descent of Newton, and of momentum, along m, λ and seeds."""
+def each(name: str, settings: list[dict], measure: Callable, work: Path) -> pd.DataFrame:
+    """A row for each setting: it and what was measured, kept in `work` as it comes."""
+    file = work / f"{name}.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    kept = {json.dumps(row["setting"]): row["found"] for row in map(json.loads, lines)}
     rows = []
-    for m, lam, seed in itertools.product((500, 2000, 10_000), (0.125, 1.0, 16.0), range(3)):
-        settings = SETTINGS | {"lam": lam, "seed": seed}
-        problem = Problem(d.X, d.Y, d.X_te, m=m, **settings)
+    for setting in tqdm(settings, desc=name):
+        key = json.dumps(setting | {"code": code_version()})
+        if key not in kept:
+            kept[key] = measure(**setting)
+            with file.open("a") as out:
+                out.write(json.dumps({"setting": json.loads(key), "found": kept[key]}) + "\n")
+        rows.append(setting | kept[key])
+    return pd.DataFrame(rows)
+
+
+def theorem_1(d, inf, work: Path) -> pd.DataFrame:
+    """Distance of the trained network from the kernel's prediction, both initialisations."""
+
+    def measure(antisymmetric, **setting):
+        how = {k: setting[k] for k in ("m", "lam", "kappa", "seed")}
+        done = newton(Problem(d.X, d.Y, d.X_te, antisymmetric=antisymmetric, **how))
+        found = {"kinks": done.kinks, "change": done.change, "seconds": done.seconds}
+        return {"rms": rms(done.f_te - inf.f)} | found
+
+    settings = [
+        source(d, m, seed=seed) | {"antisymmetric": antisymmetric}
+        for m, antisymmetric, seed in itertools.product(WIDTHS, (True, False), range(3))
+    ]
+    return each(f"theorem-1-{d.name}", settings, measure, work)
+
+
+def descent(d, work: Path) -> pd.DataFrame:
+    """Distance from plain gradient descent of Newton, and of momentum, along m, λ and seeds."""
+
+    def measure(**setting):
+        how = {k: setting[k] for k in ("m", "lam", "kappa", "seed")}
+        problem = Problem(d.X, d.Y, d.X_te, **how)
         plain, fast = gradient_descent(problem), gradient_descent(problem, momentum=True)
         done = newton(problem)
-        rows.append({
-            "data": d.label, "m": m, "ridge": lam, "network": seed,
+        return {
             "newton": rms(done.f_te - plain.f_te), "momentum": rms(fast.f_te - plain.f_te),
             "steps_plain": plain.iterations, "steps_momentum": fast.iterations,
             "steps_newton": done.iterations,
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    return pd.DataFrame(rows)
+        }  # fmt: skip
+
+    grid = itertools.product((500, 2000, 10_000), (0.125, 1.0, 16.0), range(3))
+    settings = [source(d, m, lam=lam, seed=seed) for m, lam, seed in grid]
+    return each(f"descent-{d.name}", settings, measure, work)
 
 
 def descent_without(d, m: int, work: Path) -> pd.DataFrame:
@@ -151,24 +179,25 @@ def descent_without(d, m: int, work: Path) -> pd.DataFrame:
     most = np.argsort(-np.abs(inf.exact).mean(axis=1), kind="stable")[:6].tolist()
     points = most + [i for i in range(10) if i not in most][:4]
     runs = {
-        f"{method}, {start}": again(d, m, points, work, f"{method}-{start}".replace(" ", "-"),
-                                    method=method, start=start)
+        f"{method}, {start}": again(
+            d, m, points, work, f"{method}-{start}".replace(" ", "-"), method=method, start=start
+        )
         for method in ("gradient descent", "newton") for start in ("cold", "warm")
     }  # fmt: skip
-    I = pd.DataFrame({name: run.influence(d.Y_te).ravel() for name, run in runs.items()})
-    reference = I["gradient descent, cold"]
-    return pd.DataFrame({
-        "data": d.label, "m": m, "method": list(I), "R": [I[name].corr(reference) for name in I],
-        "slope": [np.polyfit(reference, I[name], 1)[0] for name in I],
-        "distance": [rms(run.f - runs["gradient descent, cold"].f) for run in runs.values()],
-        "seconds": [run.seconds.mean() for run in runs.values()],
-    })  # fmt: skip
+    I = {name: run.influence(d.Y_te).ravel() for name, run in runs.items()}
+    return pd.DataFrame([
+        source(d, m) | {
+            "method": a, "other": b, "R": np.corrcoef(I[a], I[b])[0, 1],
+            "slope": np.polyfit(I[b], I[a], 1)[0], "seconds": runs[a].seconds.mean(),
+        }
+        for a in I for b in I if a != b
+    ])  # fmt: skip
 
 
 def record(name: str, parts: list[pd.DataFrame], records: Path) -> None:
     """Write a record with its source; complete or not at all."""
     file = records / f"{name}.csv"
-    frame = pd.concat(parts, ignore_index=True).assign(**SETTINGS, n=N, **provenance())
+    frame = pd.concat(parts, ignore_index=True).assign(**provenance())
     part = file.with_suffix(".part")
     frame.to_csv(part, index=False, float_format="%.6g")
     part.replace(file)
@@ -193,9 +222,9 @@ def main() -> None:
         small = [data.load(name, n_train=200, n_test=T, seed=SEED) for name in names]
         rows = [descent_without(d, m, args.work) for d in small for m in (2000, WIDTHS[0])]
         record("descent-without", rows, args.records)
-    record("descent", [descent(d) for d in small[:1]], args.records)
-    rows = [theorem_1(d, inf, m) for m in WIDTHS for d, inf, _ in draws]
-    record("theorem-1", rows, args.records)
+    record("descent", [descent(small[0], args.work)], args.records)
+    record("theorem-1", [theorem_1(d, inf, args.work) for d, inf, _ in draws], args.records)
+    (args.work / "complete").touch()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ def neurons(
     d, m = check.integer("d", d), check.integer("m", m)
     seed = check.integer("seed", seed, at_least=0)
     kappa = check.number("kappa", kappa, above=0)
+    if not 1e-30 < kappa < 1e30:
+        raise ValueError(f"kappa = {kappa:g} is beyond single precision; choose one near 0.1")
     if antisymmetric and m % 2:
         raise ValueError(f"m must be even for antisymmetric pairs, not {m}; use {m + 1}")
     for block, start in enumerate(range(0, m, BLOCK)):

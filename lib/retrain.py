@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from io import FileIO
 from pathlib import Path
 
@@ -31,7 +32,14 @@ from lib import check
 from lib.train import Problem, gradient_descent, newton
 
 METHODS = {"newton": newton, "gradient descent": gradient_descent}
-FORMAT = {"format": "lib.retrain 2"}  # how a file of results begins
+OPTIONS = {  # what a method takes and this module does not give
+    name: [
+        option for option in inspect.signature(train).parameters
+        if option not in ("problem", "start", "remove", "record", "progress")
+    ]
+    for name, train in METHODS.items()
+}  # fmt: skip
+FORMAT = {"format": "lib.retrain 3"}  # how a file of results begins
 
 _cache: dict = {}  # the last problem and warm start of this process, by setting
 _lock = threading.Lock()  # tasks that are threads of one process make them once
@@ -80,18 +88,19 @@ def retrain(
 
     X (n, d), Y (n,), X_te (t, d) and `settings` (lam, m, kappa, seed, ...) are those of `Problem`;
     `method` is "newton" or "gradient descent", `options` its keywords. `start` is "cold", from
-    W(0), or "warm": gradient descent from the full model, Newton from the end of its flow on all
-    points, whence it settles with and without the group. `workers` is joblib's n_jobs (None: as
-    configured around the call). Each training runs on `threads` threads of torch, whatever is set
-    outside: the order of its sums, so the last digits, depends on it. A process holds one problem
-    and one warm start, shared by its tasks; each running task adds its own state.
+    W(0), or "warm": gradient descent from the full model, whence it goes on with and without the
+    group, and Newton so from the end of its flow on all points. `workers` is joblib's n_jobs
+    (None: as configured around the call). Each training runs on `threads` threads of torch,
+    whatever is set outside: the order of its sums, so the last digits, depends on it. A process
+    holds one problem and one warm start, m·(3n + t) numbers, and each running task 2·m·n more.
 
     Results go to `file` as they come, one JSON line each, synced to disk. The same call goes on
     with it after an interruption, also for more groups: what is there is not trained again.
 
     Raises `IndexError` for a point out of range or removed twice, a group that is empty, has every
-    point or is named twice; `ValueError` for a file of another setting (naming it) and for what
-    `Problem` refuses; `OSError` for a full disk or a file in use. What was written before stays.
+    point or is named twice; `ValueError` for a file of another setting, version of torch or of this
+    code (naming it), for other options and for what `Problem` refuses; `OSError` for a full disk or
+    a file in use. What was written before stays.
 
     Source: Zhang and Zhang (2022), Eq 7; Thm 2 with Eq 11, Fig 1 and Table 1 compare it with Eq 8.
 
@@ -113,8 +122,8 @@ def retrain(
         k: _fingerprint(v) if isinstance(v, np.ndarray) else v for k, v in bound.arguments.items()
     }
     header |= {"method": method, "start": start, "threads": check.integer("threads", threads)}
-    header = FORMAT | header | {"options": dict(options)}
-    header = json.loads(json.dumps(header, default=lambda x: x.item()))  # plain numbers
+    header = FORMAT | header | {"options": _options(method, options), "code": code_version()}
+    header = json.loads(json.dumps(header, default=_plain))
 
     before = torch.get_num_threads()
     try:
@@ -154,10 +163,7 @@ def _train(group: tuple, X, Y, X_te, header: dict) -> dict:
             _cache[key] = problem, train(problem, **first) if warm else None
         problem, begin = _cache[key]
     try:
-        if warm and not group and header["method"] == "gradient descent":
-            done = begin
-        else:
-            done = train(problem, start=begin, remove=group, **options)
+        done = train(problem, start=begin, remove=group, **options)
         if not np.isfinite(done.f_te).all():
             raise RuntimeError(f"{header['method']} ended in predictions that are not finite")
     except Exception as error:
@@ -181,6 +187,33 @@ def _groups(groups, n: int) -> list[tuple[int, ...]]:
     return list(found)
 
 
+def _options(method: str, options: Mapping) -> dict:
+    if unknown := sorted(set(options) - set(OPTIONS[method])):
+        raise ValueError(f"options has {unknown[0]!r}; {method} takes {', '.join(OPTIONS[method])}")
+    return dict(options)
+
+
+def _plain(x):
+    """A NumPy number as a plain one, a device of torch as its name."""
+    if isinstance(x, np.generic):
+        return x.item()
+    if isinstance(x, torch.device):
+        return str(x)
+    raise ValueError(f"settings and options must be plain numbers and names, not {x!r}")
+
+
+@cache
+def code_version() -> str:
+    """Digest of the code that trains, and the version of torch: its results are of these.
+
+    >>> code_version()
+    '..., torch ...'
+    """
+    files = [Path(__file__).with_name(f"{name}.py") for name in ("train", "product", "network")]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    return f"{digest}, torch {torch.__version__}"
+
+
 def _fingerprint(x: np.ndarray) -> str:
     return f"{x.shape} {hashlib.sha256(x.tobytes()).hexdigest()[:16]}"
 
@@ -189,7 +222,7 @@ def _read(handle: FileIO, header: dict) -> dict:
     """Lock a file of results, drop a torn end, return its records by group."""
     name = handle.name
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         why = "another run is writing to it; wait for its end or choose another file"
         raise BlockingIOError(errno.EAGAIN, why, str(name)) from error

@@ -187,7 +187,7 @@ class _Path:
     @cached_property
     def crowding(self) -> float:
         """Return λ_max(G)/n of the kept points: how much the pairs of a neuron push each other."""
-        G = self.p.G64[:, : self.p.n][self.keep][:, self.keep]
+        G = self.p.G64[self.keep][:, self.keep]
         return largest_eigenvalue(G, steps=20) / len(G)
 
     def factor(self, s: float) -> torch.Tensor:
@@ -284,10 +284,16 @@ class _Path:
 
 
 def largest_eigenvalue(K: torch.Tensor, steps: int = 100) -> float:
-    """Return λ_max of a positive semi-definite K by power iteration, from below."""
-    v = torch.ones(len(K), dtype=K.dtype, device=K.device)
+    """Return λ_max of a positive semi-definite K by power iteration, from below.
+
+    >>> largest_eigenvalue(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])), largest_eigenvalue(
+    ...     torch.zeros(2, 2))
+    (2.0, 0.0)
+    """
+    v = 1 + torch.rand(len(K), generator=torch.Generator().manual_seed(0), dtype=K.dtype)
+    v = v.to(K.device)
     for _ in range(steps):
-        v = K @ (v / v.norm())
+        v = K @ (v / v.norm().clamp(min=torch.finfo(K.dtype).tiny))
     return float(v.norm())
 
 
@@ -306,18 +312,32 @@ def gradient_descent(
     proportion to it. `record` names steps (0 is the start) at which the predictions are kept in
     `trajectory`.
 
-    Raises `RuntimeError` if it diverges, oscillates or does not come to rest, naming the stable
-    step; `IndexError` for indices out of range or removed twice; `ValueError` for other bad input.
+    Raises `RuntimeError` if it diverges, oscillates or does not come to rest, naming the steps that
+    are stable at the pattern where that was seen; `ValueError` for a step that is not stable at the
+    start and other bad input; `IndexError` for indices out of range or removed twice.
     Source: Zhang and Zhang (2022), Eq 2, 3.
+
+    >>> problem = Problem([[1.0]], [1.0], [[1.0]], lam=0.5, m=4000, kappa=0.1, seed=0,
+    ...                   antisymmetric=True)
+    >>> end = gradient_descent(problem, record=[0])
+    >>> end.trajectory[0][0].round(1).tolist(), end.f.round(1).tolist()  # from 0 to K/(K + λ)
+    ([0.0], [0.5])
     """
     began, lam = time.perf_counter(), problem.lam
     path = _Path(problem, start, remove, offset=False, product=lambda A: A @ problem.G)
     stable = 2 / path.stiffness()
     step = stable / 4 if step is None else check.number("step", step, above=0)
+    tol = check.number("tol", tol, at_least=0)
+    if step >= stable:
+        raise ValueError(
+            f"step = {step:.3g} is not stable; choose one below 2/(λ_max + λ) = {stable:.3g}, "
+            f"{stable / 4:.3g} for instance"
+        )
     steps = steps if steps is None else check.integer("steps", steps, at_least=0)
     path.move(0, torch.zeros_like(path.f))  # its own copy, without the removed points
     before = (path.Z.clone(), path.C.clone()) if momentum else ()
-    record, trajectory, trouble = set(record), {}, ""
+    record = {check.integer("record", k, at_least=0) for k in record}
+    trajectory, trouble = {}, ""
     bound, swings, d = 4 * float(path.residual().norm()) + 4, 0, None
     checked, due, changes, first = path.f, 0, [math.inf, math.inf], step
     for k in tqdm(itertools.count(), total=steps, disable=not progress, desc="gradient descent"):
@@ -350,9 +370,11 @@ def gradient_descent(
             trouble = "oscillates" if swings else "diverged"
             break
     if trouble:
+        path.look(count=True)
+        stable = min(stable, 2 / path.stiffness())  # λ_max grows in training
         raise RuntimeError(
-            f"gradient descent {trouble} after {k} steps of {step:.3g}; steps below "
-            f"2/(λ_max + λ) = {stable:.3g} are stable, {stable / 4:.3g} is the default"
+            f"gradient descent {trouble} after {k} steps of {step:.3g}; choose one well below "
+            f"2/(λ_max + λ) = {stable:.3g}, {min(step / 2, stable / 4):.3g} for instance"
         )
     path.beta = -path.residual() / lam
     path.look(count=True)
@@ -373,13 +395,14 @@ def newton(
 
     With J and K_m = JJᵀ of the present pattern S, W(0) + Jᵀ(K_m + λI)⁻¹(Y − JW(0)) would be the
     minimiser. A cold start gets near it in `flow` steps, each the minimiser of
-    L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3, with τ
-    growing geometrically from 1/(λ_max + λ) to 1/λ. With s = τ/(1 + λτ):
+    L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3. With
+    s = τ/(1 + λτ), growing geometrically from 1/(λ_max + λ) to 1/(2λ):
 
         (I + s K_m) r = f − Y − s λ (f − JW(0)),    C ← (1 − s λ) C − s r ∘ S.
 
-    At most `settle` full steps for beta = −r/λ follow, until the rms change of f is ≤ tol. There a
-    kink that attracts is held at 0, with a subgradient in [0, 1], so that nothing chatters.
+    At most `settle` full steps for beta = −r/λ follow, until the rms change of f is ≤ tol; with 0
+    all are taken. There a kink that attracts is held at 0, with a subgradient in [0, 1], so that
+    nothing chatters. With `settle` = 0 the state is that of the flow, and none is checked.
 
     A warm start goes on from the state `start`, without flow. `remove` are training points to
     leave out, besides those that `start` has left out. Kinks that hold do not let go of what has
@@ -389,6 +412,7 @@ def newton(
     Raises `RuntimeError` if f still changes by more than 0.02 (rms), as it does where κ√m is too
     small and many pairs are on kinks; `IndexError` for indices out of range or removed twice,
     `ValueError` for a start of another problem and bad numbers.
+    Source: ours, for Eq 2, 3 and 10 of Zhang and Zhang (2022).
 
     >>> X = torch.eye(3, dtype=torch.float64).numpy()
     >>> problem = Problem(X, [1, -1, 1], X, lam=0.5, m=4000, kappa=0.1, seed=0, antisymmetric=True)
@@ -400,7 +424,7 @@ def newton(
     """
     began, lam = time.perf_counter(), problem.lam
     path = _Path(problem, start, remove, start is None, problem.digits.rmatmul)
-    change, taken = math.inf, 0
+    change, taken, tol = math.inf, 0, check.number("tol", tol, at_least=0)
     flow = check.integer("flow", flow) if start is None else 0
     settle = check.integer("settle", settle, at_least=0 if start is None else 1)
     counted = {k for k in range(settle + 1) if k and (k % REFRESH == 0 or (flow and k == settle))}

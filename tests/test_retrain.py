@@ -145,16 +145,22 @@ def test_warm_start_of_descent_is_the_full_model(data):
         patch.setitem(module.METHODS, "gradient descent", train)
         retrain(*data, GROUPS, **DESCENT)
     (nothing, none), *rest = calls
-    assert nothing is None and none == () and len(rest) == len(GROUPS)
+    assert nothing is None and none == () and len(rest) == 1 + len(GROUPS)
     assert len({id(start) for start, _ in rest}) == 1
 
 
 def test_warm_and_cold_start_differ_by_less_than_the_removal(data):
     settings = DESCENT | {"m": 1024, "options": {"steps": 60}}
     warm, cold = (retrain(*data, range(10), start=s, **settings) for s in ("warm", "cold"))
-    np.testing.assert_array_equal(warm.f, cold.f)
-    effect = np.abs(cold.f_without - cold.f).mean()
-    assert 0 < np.abs(warm.f_without - cold.f_without).mean() < 0.1 * effect
+    effects = [run.f_without - run.f for run in (warm, cold)]
+    assert 0 < np.abs(effects[0] - effects[1]).mean() < 0.1 * np.abs(effects[1]).mean()
+
+
+def test_warm_start_with_few_steps_compares_trainings_of_equal_length(data):
+    settings = DESCENT | {"m": 1024, "options": {"steps": 5}}  # far from the end
+    warm = retrain(*data, [3], **settings)
+    more = retrain(*data, [3], **settings | {"options": {"steps": 10}, "start": "cold"})
+    np.testing.assert_allclose(warm.f, more.f, atol=0.01)  # 5 + 5 steps, as without the point
 
 
 def test_newton_is_the_default_and_agrees_with_gradient_descent(data):
@@ -260,8 +266,9 @@ def test_resumed_after_kill_9_with_nothing_lost_and_nothing_done_twice(data, tmp
     assert run.wait() == -signal.SIGKILL
     kept, trained = file.read_bytes(), log.read_text().split("\n")[:-1]
     records = [json.loads(line)["without"] for line in kept.splitlines()[1:]]
-    assert [" ".join(map(str, g)) for g in records] == trained[: len(records)]
-    assert len(trained) - len(records) <= 1  # the one that was running
+    assert trained[0] == ""  # the warm start, in no record
+    assert [" ".join(map(str, g)) for g in records] == trained[1 : 1 + len(records)]
+    assert len(trained) - 1 - len(records) <= 1  # the one that was running
 
     result = retrain(*data, range(10), file=file, **DESCENT)
     assert file.read_bytes().startswith(kept)
@@ -419,10 +426,38 @@ def test_bad_input(stand_in, data, tmp_path, bad, error, match):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_training_that_fails_stops_the_call_and_names_its_points(data, tmp_path, workers):
     settings = DESCENT | {"options": {"step": 50.0}, "start": "cold", "workers": workers}
-    with pytest.raises(RuntimeError, match="diverged") as error:
+    with pytest.raises(ValueError, match="step = 50 is not stable") as error:
         retrain(*data, [3], file=tmp_path / "file", **settings)
     assert error.value.__notes__[0].startswith("in the training without the points [")
     assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"options": {"remove": [1]}}, "options has 'remove'; newton takes flow, settle, tol"),
+        ({"options": {"stop": 1}}, "options has 'stop'; newton takes"),
+        ({"options": {"tol": range(3)}}, "must be plain numbers and names, not range"),
+        ({"options": {"tol": np.nan}}, "tol must be a finite number"),
+    ],
+)
+def test_bad_options(data, change, message):
+    with pytest.raises(ValueError, match=message):
+        retrain(*data, [3], **SETTINGS | change)
+
+
+def test_a_file_is_locked_within_a_process_too(data, tmp_path):
+    with open(tmp_path / "file", "a+b", buffering=0) as handle:
+        module._read(handle, {})
+        with pytest.raises(BlockingIOError, match="another run is writing to it"):
+            retrain(*data, [3], file=tmp_path / "file", **DESCENT)
+
+
+def test_results_of_other_code_are_refused(stand_in, data, tmp_path, monkeypatch):
+    retrain(*data, [3], file=tmp_path / "file", **SETTINGS)
+    monkeypatch.setattr(module, "code_version", lambda: "other")
+    with pytest.raises(ValueError, match="is of another setting: code is .* and 'other' here"):
+        retrain(*data, [3, 4], file=tmp_path / "file", **SETTINGS)
 
 
 def test_predictions_that_are_not_finite_are_never_recorded(data, tmp_path, monkeypatch):

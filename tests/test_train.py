@@ -1,6 +1,7 @@
 """Training (Eq 2, 3): by hand, against autodiff on the weights, then Newton against descent."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -269,13 +270,48 @@ def test_eq7_bad_removals(method):
 
 
 @pytest.mark.parametrize("momentum", [False, True])
-def test_eq3_divergence_names_the_stable_step(momentum):
-    p = problem(m=2000, n=40, d=10)
+def test_eq3_unstable_steps_are_refused_and_the_remedy_works(momentum):
+    p = problem(m=200, kappa=0.1, n=40, d=10)
     limit = 2 / (np.linalg.eigvalsh(gradient_descent(p, steps=0).kernel()[0])[-1] + p.lam)
-    for factor in (1.5, 10.0):
-        with pytest.raises(RuntimeError, match=f"(diverged|oscillates).* {limit:.3g} are stable"):
-            gradient_descent(p, step=factor * limit, steps=500, momentum=momentum)
+    for factor in (1.001, 10.0):
+        with pytest.raises(ValueError, match=f"not stable; .* {limit:.3g}, {limit / 4:.3g} for"):
+            gradient_descent(p, step=factor * limit, steps=5, momentum=momentum)
+    with pytest.raises(RuntimeError, match="diverged|oscillates") as error:  # λ_max has grown
+        gradient_descent(p, step=0.95 * limit, steps=500, momentum=momentum)
+    advised = float(re.search(r"([\d.]+) for instance", str(error.value))[1])
+    assert advised < 0.5 * limit
+    assert np.abs(gradient_descent(p, step=advised, steps=500, momentum=momentum).f).max() < 1.2
+
+
+def test_eq3_bad_numbers_of_descent():
+    p = problem()
     with pytest.raises(RuntimeError, match="did not come to rest"):
-        gradient_descent(p, tol=0.0)
+        gradient_descent(problem(m=2000, n=40, d=10), tol=0.0)
     with pytest.raises(ValueError, match="step must be a finite number > 0"):
         gradient_descent(p, step=0.0)
+    with pytest.raises(ValueError, match="record must be at least 0"):
+        gradient_descent(p, steps=1, record=[-1])
+    for method in (newton, gradient_descent):
+        with pytest.raises(ValueError, match="tol must be a finite number"):
+            method(p, tol=np.nan)
+
+
+def test_eq2_newton_says_that_it_has_not_come_to_rest():
+    with pytest.raises(RuntimeError, match=r"did not come to rest .* m = 4 is too narrow"):
+        newton(problem(m=4, n=40, d=10, kappa=0.01, lam=0.01))
+
+
+@pytest.mark.parametrize("method", [newton, gradient_descent])
+def test_eq2_balanced_inputs_and_silent_networks(method):
+    X = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # rows that sum to zero
+    how = {"lam": 0.5, "kappa": 0.5, "seed": 0, "antisymmetric": True}
+    done = method(Problem(X, [1, -1, 1, -1], X, m=4000, **how))
+    np.testing.assert_allclose(done.f, [0.5, -0.5, 0.5, -0.5], atol=0.02)
+    silent = Problem([[1.0]], [1.0], [[1.0]], m=1, lam=1.0, kappa=0.5, seed=0)
+    silent.Z0.fill_(-0.5), silent.Z0_te.fill_(-0.5)  # active nowhere: K_m = 0
+    assert method(silent).f_te.tolist() == [0.0]
+
+
+def test_eq1_kappa_that_single_precision_does_not_hold():
+    with pytest.raises(ValueError, match="kappa = 1e-50 is beyond single precision"):
+        problem(kappa=1e-50)
