@@ -70,7 +70,8 @@ notebooks: $(STAGE)/book/ledger.ipynb
 	@touch $(STAGED) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
 
 # the same chapters at the paper's scale, kept with date, machine and time
-RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 10-complexity 11-dynamics
+RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 10-complexity \
+    11-dynamics 12-real-network
 TWO_CLASSES = mnist:4/9, $(CIFAR10):airplane/automobile
 
 # the retrainings take all cores, so the chapters wait; both go on where they were cut short
@@ -80,7 +81,13 @@ paper: $(RETRAINED)
 $(RETRAINED): book/paper.py lib/train.py lib/product.py lib/retrain.py lib/ihvp.py $(READY)
 	@$(BIN)/python book/paper.py $(@D) book/records --cifar10 $(CIFAR10)
 
+# a folder that has a part of CIFAR-10 has too few test images: there all come from its train
+CIFAR10_1000 = $(if $(filter cifar10,$(CIFAR10)),cifar10,$(CIFAR10)/train)
+VEHICLES := airplane+automobile+ship+truck/bird+cat+deer+dog+frog+horse
+
 $(PAPER)/%.ipynb: SCALE = --set n_train 1000 --set datasets '$(TWO_CLASSES)'
+$(PAPER)/11-dynamics.ipynb: SCALE = --set n_train 1000 --set datasets 'mnist:4/9, $(CIFAR10_1000):$(VEHICLES)'
+$(PAPER)/12-real-network.ipynb: SCALE = --set n_train 120 --set datasets '$(TWO_CLASSES)'
 
 $(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/build.py $(READY)
 	@$(BUILD_PY) execute $< $@ $(SCALE)

@@ -151,7 +151,7 @@ def load(
                 "remove it from the data"
             )
     return Data(
-        name=Path(source).name,
+        name=Path(source).name if Path(source).is_absolute() else source,
         classes=tuple("+".join(there[c] for c in group) for group in groups),
         X=unit_rows(images),
         Y=np.repeat([1.0, -1.0], n_train // 2)[order],

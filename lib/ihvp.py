@@ -76,7 +76,7 @@ def plateau(limit: Influence, X, X_te, kappa: float) -> np.ndarray:
             f"X and X_te have {len(X)} and {len(X_te)} rows, but limit is of {alpha.shape[0]} "
             f"training and {alpha.shape[1]} test points; pass the points that limit was made of"
         )
-    S, S_te, own = (_covariance(x, kappa) for x in (X @ X.T, X @ X_te.T, np.ones(1)))
+    S, S_te, own = (covariance(x, kappa) for x in (X @ X.T, X @ X_te.T, np.ones(1)))
     left = S_te - S @ alpha  # E f₀(X) δ
     test = own - np.sum(alpha * (S_te + left), axis=0)  # E δ², (t,)
     train = model.lam**2 * np.sum((model.Q @ S) * model.Q, axis=1)[:, None]  # E ε², (n, 1)
@@ -86,8 +86,16 @@ def plateau(limit: Influence, X, X_te, kappa: float) -> np.ndarray:
     return np.abs(alpha) * np.sqrt(np.maximum(square, 0))
 
 
-def _covariance(u: np.ndarray, kappa: float) -> np.ndarray:
-    """Return the covariance of the untrained network (Eq 1) at points with x·x' = u."""
+def covariance(u: np.ndarray, kappa: float) -> np.ndarray:
+    """Return the covariance of the untrained network (Eq 1) at pairs of points with u = x·x'.
+
+    E f₀(x) f₀(x') = κ² (√(1 − u²) + u (π − arccos u)) / 2π, of the shape of u, in [0, κ²/2].
+
+    Raises `ValueError` for kappa ≤ 0. Source: Cho and Saul (2009).
+
+    >>> float(covariance(1.0, kappa=1.0))
+    0.5
+    """
     u = np.clip(u, -1, 1)
     arc = np.sqrt(1 - u**2) + u * (np.pi - np.arccos(u))
     return check.number("kappa", kappa, above=0) ** 2 / (2 * np.pi) * arc

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.func import grad, hessian, vmap
 
-from lib.ihvp import _covariance, ihvp, plateau
+from lib.ihvp import covariance, ihvp, plateau
 from lib.kernel import ntk
 from lib.network import forward, initialise
 from lib.ridge import Ridge
@@ -187,13 +187,13 @@ def test_prop_1_plateau_is_that_of_sampled_initial_outputs():
     assert np.abs((squares.mean(axis=0) - expected**2) / error).max() < 5
 
 
-def test_prop_1_covariance_is_that_of_untrained_networks():
+def test_prop_1covariance_is_that_of_untrained_networks():
     X, _, X_te = sample()
     A = np.vstack([X, X_te])
     f0 = np.array([forward(A, *initialise(4, 256, 0.8, s)) for s in range(4000)])
     products = f0[:, :, None] * f0[:, None]
     error = products.std(axis=0) / len(f0) ** 0.5
-    assert np.abs((products.mean(axis=0) - _covariance(A @ A.T, 0.8)) / error).max() < 5
+    assert np.abs((products.mean(axis=0) - covariance(A @ A.T, 0.8)) / error).max() < 5
 
 
 def test_prop_1_plateau_by_hand_and_of_order_kappa():
