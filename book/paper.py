@@ -78,9 +78,9 @@ def table_1(d, inf, tests, m: int, work: Path) -> pd.DataFrame:
         rows.append({
             **source(d, m), "test": d.index_te[j], "column": j, "row": chosen,
             "ntk": inf.exact[chosen, j], "retrained": I[where, j], "ihvp": estimate[chosen, j],
-            "f": actual.f[j], "f_without": actual.f_without[where, j], "f_ntk": inf.f[j],
-            "f_ntk_without": inf.loo[chosen, j], "seconds": actual.seconds[where],
-            "workers": cpu_count(),
+            "ihvp_ntk": inf.ihvp[chosen, j], "f": actual.f[j], "f_ntk": inf.f[j],
+            "f_without": actual.f_without[where, j], "f_ntk_without": inf.loo[chosen, j],
+            "seconds": actual.seconds[where], "workers": cpu_count(),
         })  # fmt: skip
     return pd.concat(map(pd.DataFrame, rows), ignore_index=True)
 
