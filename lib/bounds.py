@@ -18,13 +18,14 @@ def extremes(K) -> tuple[float, float]:
 
     n eps λ_max covers what LAPACK's backward stable eigenvalues of an (n, n) kernel are off by, so
     that bounds from these numbers need no slack for it; λ_min is at least 0. Raises `ValueError`
-    for a K that is not square.
+    for a K that is not square or not symmetric.
 
     >>> lam_min, lam_max = extremes([[0.5, 0.25], [0.25, 0.5]])
     >>> round(lam_min, 12), round(lam_max, 12), lam_min < 0.25 < 0.75 < lam_max
     (0.25, 0.75, True)
     """
     K = check.square("K", K)
+    K, *_ = check.regression(K, np.zeros(len(K)), 0)
     spectrum = eigvalsh(K)
     rounding = len(K) * np.finfo(float).eps * np.abs(spectrum).max()
     return max(0.0, float(spectrum[0] - rounding)), float(spectrum[-1] + rounding)

@@ -162,7 +162,7 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
     λ h_i = min over c of λ‖c‖² + ‖φ_i − Σ_j c_j φ_j‖², where φ are the features of K, and the
     minimiser is α(x_i) = QKe_i of Theorem 4. The mean over a subset S of m points is one choice:
     λ h_i ≤ λ/m + ‖φ_i − mean φ_S‖². Here S is x_i and its nearest neighbours in feature space, and
-    m the best of 1, 2, 3, 4, 6, 8, 11, …, n (powers of √2). Each size costs n³ operations.
+    m the best of 1, 2, 3, 4, 6, 8, 11, …, n (powers of √2). Each size costs 2n³ operations.
 
     Source: ours; it takes the place of Zhang and Zhang (2022), Thm 4, where its hypotheses fail.
 
@@ -179,7 +179,7 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        for bad shapes or λ
+        for bad shapes or λ, and a K that is not symmetric
 
     Examples
     --------
@@ -187,8 +187,9 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
     >>> b.tolist(), size.tolist()
     ([0.625, 0.625], [2, 2])
     """
-    K = check.square("K", K)
-    n, lam = len(K), check.number("lam", lam, above=0)
+    K, lam = check.square("K", K), check.number("lam", lam, above=0)
+    n = len(K)
+    check.regression(K, np.zeros(n), lam)
     own = K.diagonal()
     distance = own[:, None] + own - 2 * K
     np.fill_diagonal(distance, -1)  # the point itself comes first

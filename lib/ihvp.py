@@ -91,11 +91,18 @@ def covariance(u: np.ndarray, kappa: float) -> np.ndarray:
 
     E f₀(x) f₀(x') = κ² (√(1 − u²) + u (π − arccos u)) / 2π, of the shape of u, in [0, κ²/2].
 
-    Raises `ValueError` for kappa ≤ 0. Source: Cho and Saul (2009).
+    Raises `ValueError` for kappa ≤ 0 and a |u| > 1 beyond rounding. Source: Cho and Saul (2009).
 
     >>> float(covariance(1.0, kappa=1.0))
     0.5
     """
+    u = check.array("u", u, ndim=(0, 1, 2))
+    worst = u.flat[np.abs(u).argmax()]
+    if abs(worst) > 1 + 1e-9:
+        raise ValueError(
+            f"u must lie in [-1, 1], but holds {worst:g}; pass products of unit vectors, "
+            "from lib.data.unit_rows"
+        )
     u = np.clip(u, -1, 1)
     arc = np.sqrt(1 - u**2) + u * (np.pi - np.arccos(u))
     return check.number("kappa", kappa, above=0) ** 2 / (2 * np.pi) * arc

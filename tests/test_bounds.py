@@ -187,6 +187,8 @@ def test_lambda_zero(points):
 def test_bad_input():
     with pytest.raises(ValueError, match="K must be square, but its shape is"):
         extremes(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="K must be symmetric, but K and Kᵀ differ by 0.25; pass"):
+        extremes([[0.5, 0.25], [0.0, 0.5]])
     with pytest.raises(ValueError, match="lam_min must be a finite number >= 0, not -1"):
         lower_bound(HAND, -1)
     with pytest.raises(ValueError, match="lam_min = 0.75 is not the smallest eigenvalue"):

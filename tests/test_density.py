@@ -259,6 +259,7 @@ def test_fig3_error_falls_where_density_rises():
         (lambda: density.radius(np.eye(2), [0, 2]), "component must use every number from 0 on"),
         (lambda: density.radius(np.eye(2), [0, -1]), "component must use every number from 0 on"),
         (lambda: density.subset_bound(np.ones((2, 3)), 1), r"K must be square, .* pass K = ntk"),
+        (lambda: density.subset_bound([[0.5, 0.25], [0, 0.5]], 1), "K must be symmetric, but K a"),
         (lambda: density.subset_bound(np.eye(2), 0), "lam must be a finite number > 0, not 0"),
         (lambda: density.bandwidth(np.ones((2, 3))), "D must hold the distances .* pass squaref"),
         (lambda: density.bandwidth(np.zeros((2, 2))), "D has duplicates of half .* choose a width"),

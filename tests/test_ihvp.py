@@ -187,7 +187,7 @@ def test_prop_1_plateau_is_that_of_sampled_initial_outputs():
     assert np.abs((squares.mean(axis=0) - expected**2) / error).max() < 5
 
 
-def test_prop_1covariance_is_that_of_untrained_networks():
+def test_prop_1_covariance_is_that_of_untrained_networks():
     X, _, X_te = sample()
     A = np.vstack([X, X_te])
     f0 = np.array([forward(A, *initialise(4, 256, 0.8, s)) for s in range(4000)])
@@ -237,3 +237,14 @@ def test_prop_1_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             plateau(**({"limit": inf, "X": X, "X_te": X_te, "kappa": 1.0} | change))
+
+
+def test_prop_1_covariance_bad_input():
+    assert covariance([1 + 1e-12, -1 - 1e-12], 1.0).tolist() == [0.5, 0.0]  # rounding is clipped
+    for u, kappa, message in (
+        ([[0.5, -1.5]], 1.0, r"u must lie in \[-1, 1\], but holds -1.5; pass products of unit vec"),
+        ([np.nan], 1.0, "u has 1 value that is not finite"),
+        (0.5, 0.0, "kappa must be a finite number > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            covariance(u, kappa)
