@@ -35,7 +35,7 @@ def main() -> int:
         keep = np.delete(np.arange(N), i)
         without = Flow(K[np.ix_(keep, keep)], Y[keep], 0.0)
         for t, moment in zip(TIMES, moments, strict=True):
-            worst = max(worst, np.abs(without.predict(k[keep], t) - moment.loo[i]).max())
+            worst = np.maximum(worst, np.abs(without.predict(k[keep], t) - moment.loo[i]).max())
     zeta, c = exponential()
     z = -np.concatenate([[0], np.logspace(-8, 8, 20001)])
     fraction = np.abs(2 * (c / (zeta - z[:, None])).sum(axis=1).real - np.exp(z)).max()

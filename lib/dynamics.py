@@ -266,4 +266,10 @@ class Moment:
 
 
 def _time(t) -> float:
-    return math.inf if t == math.inf else check.number("t", t, at_least=0)
+    if np.ndim(t):
+        raise TypeError(f"t must be one time, not {t!r}; call again for each")
+    if t == math.inf:
+        return math.inf
+    if check.number("t", t, at_least=0) > 1e100:
+        raise ValueError(f"t = {t:g} is beyond the arithmetic; use math.inf for the end")
+    return float(t)

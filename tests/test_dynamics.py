@@ -309,3 +309,11 @@ def test_bad_input():
         Flow([[0.5, 0.1], [0.2, 0.5]], [1, 1], 1)
     with pytest.raises(ValueError, match="lam must be a finite number >= 0"):
         Flow(np.eye(2), [1, 1], -1)
+
+
+def test_times_that_are_none():
+    flow = Flow([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
+    with pytest.raises(ValueError, match="t = 1e.308 is beyond the arithmetic; use math.inf"):
+        flow.beta(1e308)
+    with pytest.raises(TypeError, match="t must be one time, not array"):
+        flow.beta(np.array([1.0, 2.0]))
