@@ -46,7 +46,6 @@ def test_table_1_records_come_out_again(name, request):
         # other processors round differently, and kinks make that visible: see the page
         largest = record[record.column == row.column].retrained.abs().max()
         assert row.retrained == pytest.approx(I[row.column], abs=0.05 * largest)
-        assert abs(row.retrained) > 0.05 * largest or abs(I[row.column]) < 0.1 * largest
 
 
 def test_every_record_names_its_source(request):
