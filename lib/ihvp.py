@@ -91,7 +91,7 @@ def covariance(u: np.ndarray, kappa: float) -> np.ndarray:
 
     E f₀(x) f₀(x') = κ² (√(1 − u²) + u (π − arccos u)) / 2π, of the shape of u, in [0, κ²/2].
 
-    Raises `ValueError` for kappa ≤ 0 and a |u| > 1 beyond rounding. Source: Cho and Saul (2009).
+    Raises `ValueError` for kappa ≤ 0 and a abs(u) > 1 beyond rounding. Source: Cho and Saul (2009).
 
     >>> float(covariance(1.0, kappa=1.0))
     0.5
