@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -125,15 +126,17 @@ def rms(x) -> float:
 def each(name: str, settings: list[dict], measure: Callable, work: Path) -> pd.DataFrame:
     """A row for each setting: it and what was measured, kept in `work` as it comes."""
     file = work / f"{name}.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    kept = {json.dumps(row["setting"]): row["found"] for row in map(json.loads, lines)}
-    rows = []
+    kept, rows = {}, []
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        with suppress(ValueError):  # a line that a kill cut short is measured again
+            row = json.loads(line)
+            kept[json.dumps(row["setting"])] = row["found"]
     for setting in tqdm(settings, desc=name):
         key = json.dumps(setting | {"code": code_version()})
         if key not in kept:
             kept[key] = measure(**setting)
             with file.open("a") as out:
-                out.write(json.dumps({"setting": json.loads(key), "found": kept[key]}) + "\n")
+                out.write("\n" + json.dumps({"setting": json.loads(key), "found": kept[key]}))
         rows.append(setting | kept[key])
     return pd.DataFrame(rows)
 

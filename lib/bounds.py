@@ -24,8 +24,7 @@ def extremes(K) -> tuple[float, float]:
     >>> round(lam_min, 12), round(lam_max, 12), lam_min < 0.25 < 0.75 < lam_max
     (0.25, 0.75, True)
     """
-    K = check.square("K", K)
-    K, *_ = check.regression(K, np.zeros(len(K)), 0)
+    K = check.symmetric("K", K)
     spectrum = eigvalsh(K)
     rounding = len(K) * np.finfo(float).eps * np.abs(spectrum).max()
     return max(0.0, float(spectrum[0] - rounding)), float(spectrum[-1] + rounding)

@@ -5,6 +5,8 @@ Nothing is repaired silently. All functions return the argument in the form the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -105,32 +107,36 @@ def labels(name: str, y, n: int) -> np.ndarray:
     return y
 
 
-def square(name: str, K) -> np.ndarray:
-    """Return `K` as a finite (n, n) array.
+def symmetric(name: str, K) -> np.ndarray:
+    """Return `K` as a finite, symmetric (n, n) array.
 
-    >>> square("K", [[0.5, 0.1]])
+    >>> symmetric("K", [[0.5, 0.1]])
     Traceback (most recent call last):
     ...
     ValueError: K must be square, but its shape is (1, 2); pass K = ntk(X)
     """
     K = array(name, K, ndim=2)
-    if K.shape[0] != K.shape[1]:
+    n, scale = len(K), np.abs(K.diagonal()).max()
+    if n != K.shape[1]:
         raise ValueError(f"{name} must be square, but its shape is {K.shape}; pass {name} = ntk(X)")
+    for i in range(0, n, 256):  # by squares that fit the cache
+        for j in range(0, i + 1, 256):
+            here, there = K[i : i + 256, j : j + 256], K[j : j + 256, i : i + 256].T
+            if np.array_equal(here, there):
+                continue
+            gap = np.abs(here - there).max()
+            if gap > 1e-10 * scale:
+                raise ValueError(
+                    f"{name} must be symmetric, but {name} and {name}ᵀ differ by {gap:.3g}; "
+                    f"pass {name} = ntk(X)"
+                )
     return K
 
 
 def regression(K, Y, lam) -> tuple[np.ndarray, np.ndarray, float]:
     """Return a symmetric K (n, n), n labels Y in [-1, 1] and λ ≥ 0, as regression needs them."""
-    K = square("K", K)
-    n, scale = len(K), np.abs(K.diagonal()).max()
-    for i in range(0, n, 256):  # by squares that fit the cache
-        for j in range(0, i + 1, 256):
-            gap = np.abs(K[i : i + 256, j : j + 256] - K[j : j + 256, i : i + 256].T).max()
-            if gap > 1e-10 * scale:
-                raise ValueError(
-                    f"K must be symmetric, but K and Kᵀ differ by {gap:.3g}; pass K = ntk(X)"
-                )
-    return K, labels("Y", Y, n), number("lam", lam, at_least=0)
+    K = symmetric("K", K)
+    return K, labels("Y", Y, len(K)), number("lam", lam, at_least=0)
 
 
 def columns(k, n: int) -> np.ndarray:
@@ -192,4 +198,20 @@ def indices(name: str, index, n: int) -> np.ndarray:
     if counts.max() > 1:
         twice = values[counts.argmax()]
         raise IndexError(f"{name} names {twice} more than once; name each point once")
+    return found
+
+
+def groups(groups, n: int) -> list[np.ndarray]:
+    """Return each of the groups, an index or several, as distinct integers in 0 .. n - 1.
+
+    >>> groups(5, n=10)
+    Traceback (most recent call last):
+    ...
+    TypeError: groups must be a list of groups, not 5; pass [5]
+    """
+    if not isinstance(groups, Iterable):
+        raise TypeError(f"groups must be a list of groups, not {groups!r}; pass [{groups!r}]")
+    found = [indices(f"groups[{k}]", group, n) for k, group in enumerate(groups)]
+    if not found:
+        raise IndexError("groups is empty; name at least one point to remove")
     return found

@@ -50,7 +50,7 @@ def complexity(K, Y, groups: Iterable | None = None) -> np.ndarray:
         drop = model.beta**2 / model.Q.diagonal()
         left = whole - drop
     else:
-        drop, left = np.array([_parts(model, check.indices("groups", I, n)) for I in groups]).T
+        drop, left = np.array([_parts(model, I) for I in check.groups(groups, n)]).T
     total = np.sqrt(whole) + np.sqrt(left.clip(0))  # rounding, where nothing is left
     return np.divide(drop, total, out=np.zeros_like(drop), where=total > 0)
 

@@ -187,9 +187,8 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
     >>> b.tolist(), size.tolist()
     ([0.625, 0.625], [2, 2])
     """
-    K, lam = check.square("K", K), check.number("lam", lam, above=0)
+    K, lam = check.symmetric("K", K), check.number("lam", lam, above=0)
     n = len(K)
-    check.regression(K, np.zeros(n), lam)
     own = K.diagonal()
     distance = own[:, None] + own - 2 * K
     np.fill_diagonal(distance, -1)  # the point itself comes first

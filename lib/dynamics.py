@@ -145,8 +145,8 @@ class Flow:
             return self.end.remove(groups, k)
         poles, weights = self._poles(t)
         basis, result = self.V.T @ k, []
-        for group in groups:
-            rows = self.V[check.indices("groups", group, len(self.Y))]
+        for group in check.groups(groups, len(self.Y)):
+            rows = self.V[group]
             change = self._learnt(t) * self._y
             for resolvent, weight in zip(poles, weights, strict=True):
                 block = (rows * resolvent) @ rows.T

@@ -175,15 +175,13 @@ def _train(group: tuple, X, Y, X_te, header: dict) -> dict:
 
 def _groups(groups, n: int) -> list[tuple[int, ...]]:
     found: dict = {}
-    for k, group in enumerate(groups):
-        points = tuple(sorted(check.indices(f"groups[{k}]", group, n).tolist()))
+    for k, group in enumerate(check.groups(groups, n)):
+        points = tuple(sorted(group.tolist()))
         if len(points) == n:
             raise IndexError(f"groups[{k}] has every training point; keep at least one")
         if points in found:
             raise IndexError(f"groups[{k}] is groups[{found[points]}] again; name each group once")
         found[points] = k
-    if not found:
-        raise IndexError("groups is empty; name at least one point to remove")
     return list(found)
 
 

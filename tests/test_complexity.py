@@ -87,10 +87,14 @@ def test_duplicates_have_no_complexity(points):
 
 
 def test_bad_input():
-    with pytest.raises(IndexError, match="groups = 2 is out of range; use 0 to 1"):
+    with pytest.raises(IndexError, match=r"groups\[0\] = 2 is out of range; use 0 to 1"):
         complexity(np.eye(2), [1, -1], [[0, 2]])
-    with pytest.raises(IndexError, match="groups names 1 more than once"):
+    with pytest.raises(IndexError, match=r"groups\[0\] names 1 more than once"):
         complexity(np.eye(2), [1, -1], [[1, 1]])
+    with pytest.raises(TypeError, match=r"groups must be a list of groups, not 1; pass \[1\]"):
+        complexity(np.eye(2), [1, -1], 1)
+    with pytest.raises(IndexError, match="groups is empty"):
+        complexity(np.eye(2), [1, -1], [])
     with pytest.raises(ValueError, match="Y has 1 entries, but there are 2 points"):
         complexity(np.eye(2), [1])
     with pytest.raises(ValueError, match="K must be symmetric"):

@@ -301,7 +301,7 @@ def test_bad_input():
         flow.predict(np.ones((3, 1)), 1.0)
     with pytest.raises(ValueError, match="y_te has 2 entries, but there are 1 points"):
         flow.influence([0.5, 0.25], [1.0, 1.0], 1.0)
-    with pytest.raises(IndexError, match="groups = 2 is out of range; use 0 to 1"):
+    with pytest.raises(IndexError, match=r"groups\[0\] = 2 is out of range; use 0 to 1"):
         flow.remove([[0, 2]], [0.5, 0.25], 1.0)
     with pytest.raises(ValueError, match="K is not positive semidefinite .* -0.5.*pass K = ntk"):
         Flow([[0.5, 1.0], [1.0, 0.5]], [1, 1], 1)
@@ -317,3 +317,12 @@ def test_times_that_are_none():
         flow.beta(1e308)
     with pytest.raises(TypeError, match="t must be one time, not array"):
         flow.beta(np.array([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("t", [1.0, math.inf])
+def test_groups_that_are_none(t):
+    flow = Flow([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
+    with pytest.raises(TypeError, match=r"groups must be a list of groups, not 1; pass \[1\]"):
+        flow.remove(1, [0.5, 0.5], t)
+    with pytest.raises(IndexError, match="groups is empty; name at least one"):
+        flow.remove([], [0.5, 0.5], t)

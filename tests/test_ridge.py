@@ -285,9 +285,9 @@ def test_bad_test_points():
         HAND.influence([0.5, 0.25], [3.0])
     with pytest.raises(ValueError, match="coefficients has 1 entries, but Y has 2"):
         objective(HAND.K, HAND.Y, 1, [1.0])
-    with pytest.raises(IndexError, match="groups = 2 is out of range; use 0 to 1"):
+    with pytest.raises(IndexError, match=r"groups\[0\] = 2 is out of range; use 0 to 1"):
         HAND.remove([[0, 2]], [0.5, 0.25])
-    with pytest.raises(IndexError, match="groups names 1 more than once"):
+    with pytest.raises(IndexError, match=r"groups\[0\] names 1 more than once"):
         HAND.remove([[1, 1]], [0.5, 0.25])
 
 
