@@ -163,6 +163,30 @@ def certificate(model: Ridge) -> np.ndarray:
     return 0.25 * model.rho**2 * norm
 
 
+def certified(influence: Influence, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return a bound on the error of every Î, and whether it is certainly within a tolerance.
+
+    abs(I − Î) ≤ h_i/(1 − h_i) abs(Î) + τ_i, which is certainly at most `tolerance` abs(I) if it is
+    that of the smallest abs(I) in the interval of `certificate`. A leverage h_i ≤ `tolerance` is
+    necessary for I > 0, and not sufficient.
+
+    Both are (n, t), the bound in the unit of the influence; `tolerance` > 0 is a share of the
+    influence. Raises `ValueError` for another tolerance, λ = 0, where Î vanishes, and as
+    `certificate` does. Source: this project, from Prop 2 of Zhang and Zhang (2022).
+
+    >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=9.5)
+    >>> bound, within = certified(model.influence([[0.5], [0.25]], [1.0]), tolerance=0.1)
+    >>> bound.round(4).tolist(), within.tolist()
+    ([[0.0037], [0.0025]], [[True], [False]])
+    """
+    model, tolerance = influence.model, check.number("tolerance", tolerance, above=0)
+    if model.lam == 0:
+        raise ValueError("lam = 0 makes every estimate 0; fit with lam > 0, or use the exact one")
+    h, tau, low = model.h[:, None], certificate(model)[:, None], influence.rescaled
+    bound = h * np.abs(low) + tau
+    return bound, bound <= tolerance * np.maximum(low, -low - tau)
+
+
 def _share(model: Ridge, eigenvalue: float, smallest: bool) -> float:
     """Return μ/(μ + λ) for an extreme eigenvalue, which the diagonal of K must allow."""
     name = "lam_min" if smallest else "lam_max"

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.bounds import certificate, extremes, gamma, lower_bound, subtracted_term, upper_bound
+from lib.bounds import (
+    certificate,
+    certified,
+    extremes,
+    gamma,
+    lower_bound,
+    subtracted_term,
+    upper_bound,
+)
 from lib.data import load
 from lib.kernel import ntk
 from lib.ridge import Ridge
@@ -145,6 +153,11 @@ def test_certificate_against_refits_on_real_data(real):
     gap = np.abs(truth - inf.ihvp)
     room = len(K) * EPS  # of losses of order 1
     assert (gap <= h / (1 - h) * np.abs(inf.ihvp) + tau + room).all()
+    bound, within = certified(inf, tolerance=0.15)
+    np.testing.assert_allclose(bound, h / (1 - h) * np.abs(inf.ihvp) + tau, rtol=1e-12)
+    beyond = gap > 0.15 * np.abs(truth) + room
+    assert within.any() and not (within & beyond).any()
+    assert (beyond & (h <= 0.15)).any()  # control: a small leverage is no certificate
     assert (gap > h / (1 - h) * np.abs(inf.ihvp) + room).any()  # control: without τ
     assert (gap > h * np.abs(inf.ihvp) + tau + room).any()  # control: without 1/(1 − h)
 
@@ -209,3 +222,11 @@ def test_bad_input():
         certificate(other)
     with pytest.raises(ValueError, match=r"K\[0, 0\] = 1, but .* pass K = ntk\(X\)"):
         subtracted_term(other.influence([1, 0], [1]), 0.1)
+
+
+def test_certified_refuses_what_has_no_answer():
+    inf = Ridge(np.eye(1) / 2, [1.0], 0.0).influence([[0.5]], [1.0])
+    with pytest.raises(ValueError, match="lam = 0 makes every estimate 0; fit with lam > 0"):
+        certified(inf, tolerance=0.1)
+    with pytest.raises(ValueError, match="tolerance must be a finite number > 0"):
+        certified(inf, tolerance=0)
