@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.linalg import lapack
@@ -37,12 +38,13 @@ def cholesky_and_inverse(K, lam: float):
     return lapack.dpotri(factor, lower=True, overwrite_c=True)
 
 
-def table(rows: list[tuple[str, float, str, float]]) -> int:
+def table(rows: Iterable[tuple[str, float, str, float]]) -> int:
     """Print figure, measured value, goal and whether it holds; return 1 if any goal is missed."""
-    print(f"{'figure':<50} {'measured':>9}   {'goal':<8} holds")
-    failed = 0
+    failed, head = 0, f"{'figure':<50} {'measured':>9}   {'goal':<8} holds\n"
     for figure, measured, sign, goal in rows:
         holds = measured <= goal if sign == "<=" else measured >= goal
         failed += not holds
-        print(f"{figure:<50} {measured:>9.3g}   {sign} {goal:<5g} {'yes' if holds else 'NO'}")
+        row = f"{figure:<50} {measured:>9.3g}   {sign} {goal:<5g} {'yes' if holds else 'NO'}"
+        print(head + row, flush=True)
+        head = ""
     return int(failed > 0)
