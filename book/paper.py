@@ -34,6 +34,7 @@ WIDTHS = [10_000, 20_000, 40_000, 80_000]
 N, T, LAM, KAPPA, SEED = 1000, 100, 1.0, 0.1, 0  # our choices: the paper's are not public
 TOP = 40
 SETTINGS = {"lam": LAM, "kappa": KAPPA, "seed": SEED}
+SETTLING = [8, 16, 32, 64, 128]
 FEW = {"settle": 4}  # where every point is removed: half the time
 
 
@@ -176,6 +177,23 @@ def descent(d, work: Path) -> pd.DataFrame:
     return each(f"descent-{d.name}", settings, measure, work)
 
 
+def settling(d, work: Path) -> pd.DataFrame:
+    """The same distances at the paper's n, with Newton settling in more and more steps."""
+
+    def measure(**setting):
+        how = {k: setting[k] for k in ("m", "lam", "kappa", "seed")}
+        problem = Problem(d.X, d.Y, d.X_te, **how)
+        plain, fast = gradient_descent(problem), gradient_descent(problem, momentum=True)
+        begin = newton(problem, settle=0)
+        ends = {k: newton(problem, start=begin, settle=k) for k in SETTLING}
+        return {
+            "momentum": rms(fast.f_te - plain.f_te),
+            "steps_plain": plain.iterations, "steps_momentum": fast.iterations,
+        } | {f"newton_{k}": rms(done.f_te - plain.f_te) for k, done in ends.items()}  # fmt: skip
+
+    return each(f"settling-{d.name}", [source(d, WIDTHS[0])], measure, work)
+
+
 def descent_without(d, m: int, work: Path) -> pd.DataFrame:
     """Influence of 10 points (the 6 most influential, then 4) on all test images by each method."""
     inf = Ridge(ntk(d.X), d.Y, LAM).influence(ntk(d.X, d.X_te), d.Y_te)
@@ -226,6 +244,7 @@ def main() -> None:
         rows = [descent_without(d, m, args.work) for d in small for m in (2000, WIDTHS[0])]
         record("descent-without", rows, args.records)
     record("descent", [descent(small[0], args.work)], args.records)
+    record("settling", [settling(d, args.work) for d, *_ in draws], args.records)
     record("theorem-1", [theorem_1(d, inf, args.work) for d, inf, _ in draws], args.records)
     (args.work / "complete").touch()
 

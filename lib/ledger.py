@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, display
 
-COLUMNS = ("item", "claim", "setting", "measured", "expected", "holds")
+COLUMNS = ("item", "claim", "measured", "expected", "holds", "setting")
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _TESTS = {
     "<=": float.__le__,
@@ -33,10 +33,10 @@ class Record:
 
     item: str
     claim: str
-    setting: str
     measured: str
     expected: str
     holds: bool
+    setting: str
 
     def __str__(self) -> str:
         mark = "✓" if self.holds else "✗"
@@ -47,13 +47,20 @@ class Record:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         mark = "✓" if self.holds else "✗"
-        item, claim, setting, measured, expected = map(html.escape, list(asdict(self).values())[:5])
-        expected = expected.replace("&lt;=", "≤").replace("&gt;=", "≥")
+        cells = {name: _page(value) for name, value in asdict(self).items()}
         page = (
-            f"<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
-            f"measured <b>{measured}</b>, expected {expected}</div>"
-        )
+            "<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
+            "measured <b>{measured}</b>, expected {expected}</div>"
+        ).format(mark=mark, **cells)
         return {"text/plain": str(self), "text/html": page}
+
+
+def _page(value) -> str:
+    """Text for a page: ≤ for <=, = for ==, and no mark-up."""
+    text = str(value)
+    for sign, shown in (("<= ", "≤ "), (">= ", "≥ "), ("== ", "= ")):
+        text = text.replace(sign, shown)
+    return html.escape(text)
 
 
 def claim(item: str, claim: str, setting, measured: float, expected: str) -> None:
@@ -96,7 +103,9 @@ def refute(item: str, claim: str, setting, measured: float, expected: str) -> No
 
 
 def _record(item, claim, setting, measured, expected, holds) -> None:
-    record = Record(item, claim, str(setting), f"{float(measured):.3g}", expected, bool(holds))
+    value = float(measured)
+    digits = ".0f" if value.is_integer() and abs(value) < 1e9 else ".3g"
+    record = Record(item, claim, f"{value:{digits}}", expected, bool(holds), str(setting))
     if not holds:
         raise AssertionError(str(record))
     display(record, metadata={"ledger": asdict(record)})
@@ -196,12 +205,13 @@ def table(records: list[dict]) -> HTML:
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = []
     for record in records:
-        item, *cells = (html.escape(str(record[name])) for name in COLUMNS[:-1])
+        cells = {name: _page(record[name]) for name in COLUMNS}
         page = f"{Path(record['notebook']).stem}.html#{record['anchor']}"
-        cells = [f'<a href="{page}">{item}</a>', *cells, "✓" if record["holds"] else "✗"]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        cells["item"] = f'<a href="{page}">{cells["item"]}</a>'
+        cells["holds"] = "✓" if record["holds"] else "✗"
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
     body = "".join(rows)
     return HTML(
-        f'<div style="overflow-x: auto"><table class="dataframe"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        '<div style="overflow-x: auto"><table class="dataframe ledger">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

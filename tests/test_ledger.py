@@ -114,6 +114,13 @@ def test_what_a_page_shows_is_escaped(shown):
     assert "a &lt; b" in data["text/html"] and "n &amp; m" in data["text/html"]
 
 
+def test_counts_are_shown_in_full(shown):
+    claim("Eq 4", "pairs", "n = 2", 93_100, "> 0")
+    refute("Eq 4", "pairs", "n = 2", 1234.5, "== 0")
+    assert "measured <b>93100</b>, expected &gt; 0<" in shown[0]["data"]["text/html"]
+    assert "measured <b>1.23e+03</b>, expected not = 0<" in shown[1]["data"]["text/html"]
+
+
 def test_a_folder_without_notebooks(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no notebook and holds none"):
         collect(tmp_path)
