@@ -50,7 +50,7 @@ class Record:
         cells = {name: _page(value) for name, value in asdict(self).items()}
         page = (
             "<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
-            "measured <b>{measured}</b>, expected {expected}</div>"
+            '<span class="bound">measured <b>{measured}</b>, expected {expected}</span></div>'
         ).format(mark=mark, **cells)
         return {"text/plain": str(self), "text/html": page}
 
