@@ -70,7 +70,7 @@ notebooks: $(STAGE)/book/ledger.ipynb
 	@touch $(STAGED) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
 
 # the same chapters at the paper's scale, kept with date, machine and time
-RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 10-complexity \
+RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 09-trust 10-complexity \
     11-dynamics 12-real-network
 TWO_CLASSES = mnist:4/9, $(CIFAR10):airplane/automobile
 

@@ -163,6 +163,26 @@ def certificate(model: Ridge) -> np.ndarray:
     return 0.25 * model.rho**2 * norm
 
 
+def worst_case(model: Ridge) -> np.ndarray:
+    """Return for each training point a bound on the error of Î at every test point, (n,).
+
+    abs(I − Î) = abs(h_i T₁ + T₂) ≤ h_i √(2 τ_i) R + τ_i,  R = 1 + √(½ βᵀKβ),
+
+    with τ_i of `certificate`: abs(T₁) ≤ √(2 τ_i) abs(r_te), and abs(r_te) ≤ R for every test point
+    with a label in [-1, 1]. Like τ_i it is in the unit of the influence, needs no test point, and
+    raises `ValueError` for another diagonal than ½. Source: this project, by Cauchy and Schwarz
+    from Prop 2 of Zhang and Zhang (2022).
+
+    >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
+    >>> inf = model.influence([[0.5], [0.25]], [1.0])
+    >>> worst_case(model).round(3).tolist(), np.abs(inf.exact - inf.ihvp).tolist()
+    ([0.552, 0.552], [[0.3125], [0.0625]])
+    """
+    tau = certificate(model)
+    largest = 1 + np.sqrt(0.5 * model.beta @ model.K @ model.beta)
+    return model.h * np.sqrt(2 * tau) * largest + tau
+
+
 def certified(influence: Influence, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Return a bound on the error of every Î, and whether it is certainly within a tolerance.
 

@@ -55,7 +55,7 @@ def panels(count: int, height: float = 3.4, **options):
 
 
 def images(rows: dict[str, tuple[np.ndarray, list[str]]]):
-    """Return a figure with one row of images for each entry: title → (images, captions).
+    """Return a figure with one row of images for each entry: title → (images, captions below).
 
     Images are (k, height, width) grey or (k, height, width, 3) colour, with values in [0, 1].
     """
@@ -65,9 +65,10 @@ def images(rows: dict[str, tuple[np.ndarray, list[str]]]):
     for strip, (title, (pictures, captions)) in zip(strips, rows.items(), strict=True):
         strip.suptitle(title, x=0.01, ha="left", fontsize=13)
         axes = strip.subplots(1, columns, squeeze=False)[0]
-        for axis in axes:
+        for axis in axes[len(pictures) :]:
             axis.axis("off")
         for axis, picture, caption in zip(axes, pictures, captions, strict=False):
             axis.imshow(picture, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_title(caption, fontsize=11)
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            axis.set_xlabel(caption, fontsize=11)
     return figure

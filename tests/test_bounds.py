@@ -13,6 +13,7 @@ from lib.bounds import (
     lower_bound,
     subtracted_term,
     upper_bound,
+    worst_case,
 )
 from lib.data import load
 from lib.kernel import ntk
@@ -139,6 +140,21 @@ def test_prop2_certificate_covers_every_test_point(problem):
     total = slack(inf) + room
     assert (inf.rescaled <= inf.exact + total).all()
     assert (inf.exact <= inf.rescaled + tau + total).all()
+
+
+@given(problems())
+def test_worst_case_covers_every_test_point(problem):
+    K, inf = problem
+    error, bound = np.abs(inf.exact - inf.ihvp), worst_case(inf.model)[:, None]
+    room = 8 * EPS * bound * np.linalg.cond(K + inf.model.lam * np.eye(len(K)))
+    assert (error <= bound + room + slack(inf)).all()
+
+
+def test_worst_case_is_more_than_the_certificate(real):
+    inf = real[3][4]
+    error, tau = np.abs(inf.exact - inf.ihvp), certificate(inf.model)[:, None]
+    assert (error <= worst_case(inf.model)[:, None]).all()
+    assert (error > tau).any()  # control
 
 
 def test_certificate_against_refits_on_real_data(real):

@@ -1,11 +1,14 @@
 """A random few of the recorded numbers, computed again where the images are at hand."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib import data
 from lib.kernel import ntk
+from lib.ledger import collect
 from lib.ridge import Ridge
 from lib.train import Problem, newton
 
@@ -55,3 +58,17 @@ def test_every_record_names_its_source(request):
         record = pd.read_csv(file)
         assert len(record) and {"date", "machine", "versions"} <= set(record), file.name
         assert len(record) < 2000 and file.stat().st_size < 500_000, file.name
+
+
+def claims(records) -> set[tuple[str, str]]:
+    """Items and claims, whatever numbers they name."""
+    return {(r["item"], re.sub(r"[\d.,]+", "#", r["claim"])) for r in records}
+
+
+def test_recorded_claims_are_those_of_the_pages(request):
+    root = request.config.rootpath
+    files = sorted((root / RECORDS / "claims").glob("*.csv"))
+    assert files
+    for file in files:
+        page = claims(collect(root / "book" / f"{file.stem}.ipynb"))
+        assert claims(pd.read_csv(file).to_dict("records")) == page, file.name

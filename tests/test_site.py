@@ -39,6 +39,9 @@ const report = () => done({
   text: text(document.querySelector('main') ?? document.body),
   broken: [...document.images].filter(x => x.complete && !x.naturalWidth).map(x => x.src),
   width: document.documentElement.scrollWidth,
+  cut: [...document.querySelectorAll('div.math mjx-container')]
+    .filter(x => x.scrollWidth > x.clientWidth + 1)
+    .map(x => x.closest('div.math').textContent),
 });
 const start = Date.now();
 const typeset = () => window.MathJax?.startup?.promise
@@ -159,6 +162,17 @@ def test_links_inside_the_book_lead_somewhere(root, pages):
     assert not broken, "\n".join(broken)
 
 
-def test_nothing_is_wider_than_a_phone(root, browser, pages):
-    widths = {name: visit(browser, root + name, PHONE)["width"] for name in pages}
+@pytest.fixture(scope="module")
+def on_a_phone(root, browser, pages) -> dict[str, dict]:
+    """The same at the width of a phone."""
+    return {name: visit(browser, root + name, PHONE) for name in pages}
+
+
+def test_nothing_is_wider_than_a_phone(on_a_phone):
+    widths = {name: page["width"] for name, page in on_a_phone.items()}
     assert not {name: width for name, width in widths.items() if width > PHONE[0]}
+
+
+def test_no_equation_is_cut(pages, on_a_phone):
+    assert not told(pages, "cut")
+    assert not told(on_a_phone, "cut")
