@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from build import provenance
 from joblib import cpu_count, parallel_config
+from scipy.linalg import eigvalsh
 from tqdm import tqdm
 
 from lib import data
@@ -34,9 +35,10 @@ WIDTHS = [10_000, 20_000, 40_000, 80_000]
 N, T, LAM, KAPPA, SEED = 1000, 100, 1.0, 0.1, 0  # our choices: the paper's are not public
 TOP = 40
 SETTINGS = {"lam": LAM, "kappa": KAPPA, "seed": SEED}
-SETTLING = [8, 16, 32, 64, 128]
+FLOWS, SETTLING = [12, 24, 48, 96], [4, 8, 16, 32, 64]
+FINE = {"flow": 200}  # Newton in small steps, held to descent in small steps
+TOL = 3e-4  # rms change of f in one period at which descent has come to its end at n = 1000
 GROUPS = "digits:0+2+4+6+8/1+3+5+7+9"  # two groups of classes: many images hard to tell apart
-FEW = {"settle": 4}  # where every point is removed: half the time
 
 
 def draw(name: str):
@@ -90,7 +92,7 @@ def table_1(d, inf, tests, m: int, work: Path) -> pd.DataFrame:
 
 def every_point(d, inf, work: Path) -> pd.DataFrame:
     """At the smallest width, each test image: agreement for its 40 points, and for all."""
-    run = again(d, WIDTHS[0], range(N), work, "every", options=FEW)
+    run = again(d, WIDTHS[0], range(N), work, "every")
     I = run.influence(d.Y_te)
     rows = []
     for j in range(T):
@@ -98,7 +100,7 @@ def every_point(d, inf, work: Path) -> pd.DataFrame:
             x, y = inf.exact[points, j], I[points, j]
             slope, intercept = np.polyfit(x, y, 1)
             rows.append({
-                **source(d, WIDTHS[0]), **FEW, "column": j, "points": name,
+                **source(d, WIDTHS[0]), "column": j, "points": name,
                 "R": np.corrcoef(x, y)[0, 1], "rho": pd.Series(x).corr(pd.Series(y), "spearman"),
                 "slope": slope, "intercept": intercept, "residual": abs(inf.r_te[j]),
             })  # fmt: skip
@@ -178,19 +180,40 @@ def descent(d, work: Path) -> pd.DataFrame:
     return each(f"descent-{d.name}", settings, measure, work)
 
 
+def textbook(d) -> float:
+    """The step 1/(λ_max + λ) of descent, twice the default, with λ_max of K∞."""
+    return 1 / (float(eigvalsh(ntk(d.X))[-1]) + LAM)
+
+
+def steps_to(distance: float, path: dict, end: np.ndarray) -> int:
+    """Return after how many steps descent is first within `distance` of its end."""
+    return next(k for k, (_, f_te) in path.items() if rms(f_te - end) <= distance)
+
+
 def settling(d, work: Path) -> pd.DataFrame:
-    """The same distances at the paper's n, with Newton settling in more and more steps."""
+    """The same distances at the paper's n, for more and fewer steps of Newton's.
+
+    Descent takes the textbook's step. `to_plain` and `to_momentum` are the numbers of steps after
+    which either is as near to its end as Newton's end is to that of plain descent.
+    """
 
     def measure(**setting):
         how = {k: setting[k] for k in ("m", "lam", "kappa", "seed")}
         problem = Problem(d.X, d.Y, d.X_te, **how)
-        plain, fast = gradient_descent(problem), gradient_descent(problem, momentum=True)
+        step = {"step": textbook(d), "tol": TOL}
+        plain = gradient_descent(problem, record=range(0, 100_000, 20), **step)
+        fast = gradient_descent(problem, momentum=True, record=range(0, 100_000, 2), **step)
         begin = newton(problem, settle=0)
-        ends = {k: newton(problem, start=begin, settle=k) for k in SETTLING}
+        ends = {f"settle_{k}": newton(problem, start=begin, settle=k) for k in SETTLING}
+        ends |= {f"flow_{k}": newton(problem, flow=k) for k in FLOWS}
+        apart = {k: rms(done.f_te - plain.f_te) for k, done in ends.items()}
+        near = rms(newton(problem).f_te - plain.f_te)
         return {
-            "momentum": rms(fast.f_te - plain.f_te),
+            "momentum": rms(fast.f_te - plain.f_te), "newton": near,
             "steps_plain": plain.iterations, "steps_momentum": fast.iterations,
-        } | {f"newton_{k}": rms(done.f_te - plain.f_te) for k, done in ends.items()}  # fmt: skip
+            "to_plain": steps_to(near, plain.trajectory, plain.f_te),
+            "to_momentum": steps_to(near, fast.trajectory, fast.f_te),
+        } | apart  # fmt: skip
 
     return each(f"settling-{d.name}", [source(d, WIDTHS[0])], measure, work)
 
@@ -200,12 +223,19 @@ def descent_without(d, m: int, work: Path) -> pd.DataFrame:
     inf = Ridge(ntk(d.X), d.Y, LAM).influence(ntk(d.X, d.X_te), d.Y_te)
     most = np.argsort(-np.abs(inf.exact).mean(axis=1), kind="stable")[:6].tolist()
     points = most + [i for i in range(10) if i not in most][:4]
-    runs = {
-        f"{method}, {start}": again(
-            d, m, points, work, f"{method}-{start}".replace(" ", "-"), method=method, start=start
-        )
+    ways = {
+        f"{method}, {start}": {"method": method, "start": start}
         for method in ("gradient descent", "newton") for start in ("cold", "warm")
     }  # fmt: skip
+    fine = {"gradient descent": {"step": textbook(d) / 8}, "newton": FINE}
+    ways |= {
+        f"{method}, fine": {"method": method, "start": "cold", "options": options}
+        for method, options in fine.items()
+    }
+    runs = {
+        name: again(d, m, points, work, name.replace(", ", "-").replace(" ", "-"), **how)
+        for name, how in ways.items()
+    }
     I = {name: run.influence(d.Y_te).ravel() for name, run in runs.items()}
     return pd.DataFrame([
         source(d, m) | {
@@ -244,10 +274,10 @@ def main() -> None:
         small = [data.load(name, n_train=200, n_test=T, seed=SEED) for name in names]
         rows = [descent_without(d, m, args.work) for d in small for m in (2000, WIDTHS[0])]
         record("descent-without", rows, args.records)
+    record("theorem-1", [theorem_1(d, inf, args.work) for d, inf, _ in draws], args.records)
     record("descent", [descent(small[0], args.work)], args.records)
     settled = [d for d, *_ in draws] + [data.load(GROUPS, n_train=N, n_test=T, seed=SEED)]
     record("settling", [settling(d, args.work) for d in settled], args.records)
-    record("theorem-1", [theorem_1(d, inf, args.work) for d, inf, _ in draws], args.records)
     (args.work / "complete").touch()
 
 

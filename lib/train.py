@@ -6,8 +6,8 @@ the input dimension, never appear. Both methods move by
 
     C ← (1 − s λ) C − s r ∘ S,    S = [Z > 0],
 
-and differ in the residual r and the step s: gradient descent takes the present residual and a
-small s, Newton the residual *after* the step, from one n×n solve, and s up to 1/λ.
+and differ in the residual r and the step s: gradient descent takes the present residual and
+s < 2/(λ_max + λ), Newton the residual *after* the step, from one n×n solve, and larger s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from lib.network import active, neurons
 from lib.product import Digits, overlap
 
 BLOCK = 2**19  # pre-activations moved at once; a dozen temporaries of so many numbers
-FLOW, SETTLE = 10, 8  # default numbers of Newton steps
+FLOW, SETTLE = 24, 4  # default numbers of Newton steps
+END = 3  # the sum of the steps s along the flow, in 1/λ
 RESTLESS = 0.02  # rms change of f in the last Newton step, above which it has not ended
 REFRESH = 3  # Newton steps between two counts of the kernel
 
@@ -96,7 +97,7 @@ class Trained:
     Z: torch.Tensor = field(repr=False)
     C: torch.Tensor = field(repr=False)
     beta: torch.Tensor = field(repr=False)
-    counts: torch.Tensor = field(repr=False)
+    K: torch.Tensor = field(repr=False)
     removed: np.ndarray
     f: np.ndarray = field(repr=False)
     f_te: np.ndarray = field(default=None, repr=False)
@@ -148,12 +149,12 @@ class Trained:
 
 
 class _Path:
-    """The moving state (Z, C) of one training, with f = f(W) and g = J W(0) at its pattern."""
+    """The moving state (Z, C) of one training, its predictions f and K_m when last counted."""
 
-    def __init__(self, problem: Problem, start: Trained | None, remove, offset: bool, product):
+    def __init__(self, problem: Problem, start: Trained | None, remove):
         if start is not None and start.problem is not problem:
             raise ValueError("start belongs to another problem; pass the problem start.problem")
-        self.p, self.offset, self.product = problem, offset, product
+        self.p = problem
         before = np.array([], dtype=int) if start is None else start.removed
         drop = check.indices("remove", remove, problem.n) if np.size(remove) else before[:0]
         twice = np.intersect1d(before, drop)
@@ -171,82 +172,103 @@ class _Path:
             self.beta = torch.zeros_like(problem.Y)
             self.look(count=True)
         else:
-            self.beta, self.counts = start.beta, start.counts
+            self.beta, self.K = start.beta, start.K
             self.f = torch.as_tensor(start.f, device=problem.Y.device)
-
-    def kernel(self) -> torch.Tensor:
-        return self.p.G64 * self.counts.double() / self.p.m
 
     def residual(self) -> torch.Tensor:
         return (self.f - self.p.Y) * self.keep
 
     def stiffness(self) -> float:
         """Return λ_max + λ of the kept points."""
-        return largest_eigenvalue(self.kernel()[self.keep][:, self.keep]) + self.p.lam
+        return largest_eigenvalue(self._kept(self.K)) + self.p.lam
 
     @cached_property
     def crowding(self) -> float:
         """Return λ_max(G)/n of the kept points: how much the pairs of a neuron push each other."""
-        G = self.p.G64[self.keep][:, self.keep]
+        G = self._kept(self.p.G64)
         return largest_eigenvalue(G, steps=20) / len(G)
 
-    def factor(self, s: float) -> torch.Tensor:
+    def factor(self, s: float, dtype=torch.float64) -> torch.Tensor:
         """Return the Cholesky factor of I + s K_m over the points that are kept."""
-        A = s * self.kernel()[self.keep][:, self.keep]
+        A = s * self._kept(self.K).to(dtype)
         A.diagonal().add_(1)
         return torch.linalg.cholesky(A)
 
     def solve(self, L: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Return (I + s K_m)⁻¹ right over the points that are kept, 0 elsewhere."""
         out = torch.zeros_like(right)
-        out[self.keep] = torch.cholesky_solve(right[self.keep, None], L)[:, 0]
+        out[self.keep] = torch.cholesky_solve(right[self.keep, None].to(L), L)[:, 0].to(out)
         return out
 
-    def look(self, count: bool = False) -> None:
-        """Measure f, g and, if asked, the pattern counts at the present state."""
-        self._clear(count)
-        for b in self.p.blocks():
-            self._measure(b, count)
+    def look(self, count: bool = False, ahead: float = 0.0) -> None:
+        """Measure as `_sweep` does, and move nothing."""
+        for _ in self._sweep(count, ahead):
+            pass
 
-    def move(self, eta: float, pull: torch.Tensor, settle=False, count=False) -> None:
-        """C ← (1 − eta) C + pull ∘ S, removed columns 0; Z to match; measure.
+    def leave(self) -> None:
+        """Take the removed points out of C and Z."""
+        gone, Z, C = self.removed, self.Z, self.C
+        self._own()
+        for b in self._sweep():
+            move = C[b][:, gone] @ self.p.G[gone]
+            torch.addcmul(Z[b], move, self.p.a[b, None], value=-1, out=self.Z[b])
+            self.C[b] = C[b]
+            self.C[b][:, gone] = 0
 
-        To `settle`, each neuron also goes a share of the way to beta ∘ σ (and eta is 0). σ in
-        [0, 1] is the activation that a pair takes once its own effect on Z is counted: where
+    def descend(self, eta: float, pull: torch.Tensor) -> None:
+        """C ← (1 − eta) C + pull ∘ S, Z to match."""
+        self._advance(eta, pull, lambda S: (S * pull.to(S)) @ self.p.G)
+
+    def flow(self, eta: float, pull: torch.Tensor, ahead: float, count: bool) -> None:
+        """The same with Z to two decimals, where that is faster; `refresh` mends it."""
+        columns = Digits(pull.to(self.Z)[:, None] * self.p.G, rough=True)
+        self._advance(eta, pull, columns.select, ahead, count)
+
+    def _advance(self, eta: float, pull: torch.Tensor, product, ahead=0.0, count=False) -> None:
+        p, pull, Z, C = self.p, pull.to(self.Z), self.Z, self.C
+        self._own()
+        for b in self._sweep(count, ahead):
+            S = active(Z[b])
+            move = product(S)
+            torch.lerp(Z[b], p.Z0[b], eta, out=self.Z[b]).addcmul_(move, p.a[b, None])
+            torch.mul(C[b], 1 - eta, out=self.C[b]).add_(S.mul_(pull))
+
+    def refresh(self) -> None:
+        """Compute Z from C again; count K_m."""
+        p = self.p
+        for b in self._sweep(count=True):
+            torch.addcmul(p.Z0[b], p.digits.rmatmul(self.C[b]), p.a[b, None], out=self.Z[b])
+
+    def settle(self, delta: torch.Tensor, count: bool) -> None:
+        """C ← C + delta ∘ S, and a share of the way to beta ∘ σ, removed columns 0; Z to match.
+
+        σ in [0, 1] is the activation that a pair takes once its own effect on Z is counted: where
         a_r beta_i < 0 a kink attracts, and beta σ = C − Z / (m^{-1/2} a_r), cut to between 0 and
         beta, holds Z at 0; elsewhere σ = S. Pairs held by one neuron push each other, by a block of
         G whose largest eigenvalue is about their number times λ_max(G)/n: the share is below one
         over it, or the steps would grow.
         """
-        p, dtype, gone = self.p, self.Z.dtype, self.removed
-        pull, beta = pull.to(dtype), self.beta.to(dtype)
+        p, delta, beta = self.p, delta.to(self.Z), self.beta.to(self.Z)
         low, high = beta.clamp(max=0), beta.clamp(min=0)
-        Z, C = self.Z, self.C
-        if not self.owned:
-            self.Z, self.C, self.owned = torch.empty_like(Z), torch.empty_like(C), True
-        crowding = self.crowding if settle else 0.0
+        attract = torch.stack([beta > 0, beta < 0])  # for a < 0 and a > 0
+        Z, C, gone = self.Z, self.C, self.removed
         leaving = bool(len(gone)) and bool(C[:, gone].any())
-        self._clear(count)
-        for b in p.blocks():
+        self._own()
+        for b in self._sweep(count):
             a, z, c, S = p.a[b, None], Z[b], C[b], active(Z[b])
-            step = S * pull
-            if settle:
-                own = torch.addcdiv(c, z, a, value=-1)
-                held = own.clamp(low, high)
-                free = own.sub_(held).sign_().abs_().sum(1, keepdim=True)
-                share = 1 / (1.5 + 1.2 * crowding * (p.n - free))
-                goal = S.mul_(beta)
-                goal.addcmul_(active(-a * beta), held.sub_(goal))
-                step += goal.sub_(c).sub_(step).mul_(share)
-            elif eta:
-                step.add_(c, alpha=-eta)
+            own = torch.addcdiv(c, z, a, value=-1)
+            held = own.clamp(low, high)
+            pairs = (own == held).sum(1, keepdim=True, dtype=z.dtype)
+            goal = torch.where(attract[(p.a[b] > 0).long()], held, S * beta)
+            step = S.mul_(delta)
+            step.lerp_(goal.sub_(c), 1 / (1.5 + 1.2 * self.crowding * pairs))
             step[:, gone] = 0
-            torch.addcmul(z, self.product(step), a, out=self.Z[b])
+            step, move = p.digits.round(step)
             if leaving:
-                self.Z[b].addcmul_(c[:, gone] @ p.G[gone], a, value=-1)
+                move -= c[:, gone] @ p.G[gone]
+            torch.addcmul(z, move, a, out=self.Z[b])
             torch.add(c, step, out=self.C[b])
             self.C[b][:, gone] = 0
-            self._measure(b, count)
 
     def extrapolate(self, Z: torch.Tensor, C: torch.Tensor, mu: float) -> tuple:
         """Move to (1 + mu) present − mu (Z, C) in the memory of (Z, C); return the present."""
@@ -257,24 +279,36 @@ class _Path:
         self.look()
         return present
 
-    def _clear(self, count: bool) -> None:
-        self.f, self.g = torch.zeros_like(self.p.Y), torch.zeros_like(self.p.Y)
-        if count:  # exact in float32 up to 2²⁴ neurons
-            self.counts = torch.zeros(self.p.n, self.p.n, device=self.f.device)
+    def _kept(self, K: torch.Tensor) -> torch.Tensor:
+        return K[self.keep][:, self.keep] if len(self.removed) else K
 
-    def _measure(self, b: slice, count: bool) -> None:
-        a, Z = self.p.a[b], self.Z[b]
-        self.f += a @ Z.relu()
-        if self.offset or count:
-            S = active(Z)
+    def _own(self) -> None:
+        """Write from now on into Z and C of its own."""
+        if not self.owned:
+            self.Z, self.C, self.owned = torch.empty_like(self.Z), torch.empty_like(self.C), True
+
+    def _sweep(self, count: bool = False, ahead: float = 0.0) -> Iterable[slice]:
+        """Yield blocks of neurons to be moved; measure f there and, if asked, K_m at the pattern.
+
+        `ahead` > 0 is for (1 − ahead) W + ahead W(0) at the pattern of W, in place of W.
+        """
+        p, f = self.p, torch.zeros_like(self.p.Y)
+        counts = torch.zeros(p.n, p.n, device=f.device) if count else None  # exact up to 2²⁴
+        for b in p.blocks():
+            yield b
+            Z = self.Z[b]
+            if count or ahead:
+                S = active(Z)
+            if count:
+                counts += overlap(S, S)
+            f += p.a[b] @ (S.mul_(torch.lerp(Z, p.Z0[b], ahead)) if ahead else Z.relu())
+        self.f = f
         if count:
-            self.counts += overlap(S, S)
-        if self.offset:
-            self.g += a @ S.mul_(self.p.Z0[b])
+            self.K = p.G64 * counts.double() / p.m
 
     def finish(self, iterations: int, change: float, began: float) -> Trained:
         """Predict the test points and hand over the state."""
-        state = self.p, self.Z, self.C, self.beta, self.counts, self.removed
+        state = self.p, self.Z, self.C, self.beta, self.K, self.removed
         done = Trained(*state, self.f.cpu().numpy(), iterations=iterations, change=change)
         done.f_te = sum(
             (self.p.a[b] @ done._test_points(b).relu()).double() for b in self.p.blocks()
@@ -324,7 +358,7 @@ def gradient_descent(
     ([0.0], [0.5])
     """
     began, lam = time.perf_counter(), problem.lam
-    path = _Path(problem, start, remove, offset=False, product=lambda A: A @ problem.G)
+    path = _Path(problem, start, remove)
     stable = 2 / path.stiffness()
     step = stable / 4 if step is None else check.number("step", step, above=0)
     tol = check.number("tol", tol, at_least=0)
@@ -334,7 +368,7 @@ def gradient_descent(
             f"{stable / 4:.3g} for instance"
         )
     steps = steps if steps is None else check.integer("steps", steps, at_least=0)
-    path.move(0, torch.zeros_like(path.f))  # its own copy, without the removed points
+    path.leave()  # its own copy, without the removed points
     before = (path.Z.clone(), path.C.clone()) if momentum else ()
     record = {check.integer("record", k, at_least=0) for k in record}
     trajectory, trouble = {}, ""
@@ -361,7 +395,7 @@ def gradient_descent(
         last, turned = path.f, d
         if momentum and k:
             before = path.extrapolate(*before, mu)
-        path.move(q, -step * path.residual())
+        path.descend(q, -step * path.residual())
         d = path.f - last
         swings += 1  # steps in a row that take back the one before
         if turned is None or _rms(d) < 0.02 or d @ turned > -0.9 * d.norm() * turned.norm():
@@ -394,15 +428,17 @@ def newton(
     """Minimise Eq 2 by Newton steps on the activation pattern, along the flow of Eq 3.
 
     With J and K_m = JJᵀ of the present pattern S, W(0) + Jᵀ(K_m + λI)⁻¹(Y − JW(0)) would be the
-    minimiser. A cold start gets near it in `flow` steps, each the minimiser of
+    minimiser. A cold start first follows the flow in `flow` steps, each the minimiser of
     L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3. With
-    s = τ/(1 + λτ), growing geometrically from 1/(λ_max + λ) to 1/(2λ):
+    s = τ/(1 + λτ), which grows evenly from 1/(λ_max + λ), to 1/(2λ) at most, and adds up to 3/λ:
 
         (I + s K_m) r = f − Y − s λ (f − JW(0)),    C ← (1 − s λ) C − s r ∘ S.
 
-    At most `settle` full steps for beta = −r/λ follow, until the rms change of f is ≤ tol; with 0
-    all are taken. There a kink that attracts is held at 0, with a subgradient in [0, 1], so that
-    nothing chatters. With `settle` = 0 the state is that of the flow, and none is checked.
+    Which side of a kink a pair ends on is decided there, so more steps, and smaller ones, end
+    nearer to where gradient descent does. At most `settle` full steps for beta = −r/λ follow, until
+    the rms change of f is ≤ tol; with 0 all are taken. There a kink that attracts is held at 0,
+    with a subgradient in [0, 1], so that nothing chatters. With `settle` = 0 the state is that of
+    the flow, and none is checked.
 
     A warm start goes on from the state `start`, without flow. `remove` are training points to
     leave out, besides those that `start` has left out. Kinks that hold do not let go of what has
@@ -423,26 +459,30 @@ def newton(
     [0.5, 0.0, 0.5]
     """
     began, lam = time.perf_counter(), problem.lam
-    path = _Path(problem, start, remove, start is None, problem.digits.rmatmul)
+    path = _Path(problem, start, remove)
     change, taken, tol = math.inf, 0, check.number("tol", tol, at_least=0)
     flow = check.integer("flow", flow) if start is None else 0
     settle = check.integer("settle", settle, at_least=0 if start is None else 1)
     counted = {k for k in range(settle + 1) if k and (k % REFRESH == 0 or (flow and k == settle))}
-    q = lam / path.stiffness() if flow else 1
-    for k, damping in enumerate(np.geomspace(q, 0.5, flow), 1):
-        right = path.f - problem.Y - damping * (path.f - path.g)
-        pull = -damping / lam * path.solve(path.factor(damping / lam), right)
-        path.beta = (1 - damping) * path.beta + pull
-        path.move(damping, pull, count=k % REFRESH == 0 or k == flow)
-    path.offset = False
+    if flow:
+        q = lam / path.stiffness()
+        damping = [*np.linspace(q, max(q, min(0.5, 2 * END / flow - q)), flow), 0]
+        path.look(ahead=q)
+    for k in range(flow):
+        s = damping[k] / lam
+        pull = -s * path.solve(path.factor(s, path.Z.dtype), path.residual())
+        path.beta = (1 - damping[k]) * path.beta + pull
+        path.flow(damping[k], pull, damping[k + 1], count=k % REFRESH == REFRESH - 1)
+    if flow:
+        path.refresh()
     L, gone = path.factor(1 / lam), path.beta * ~path.keep  # points removed just now
     for taken in range(1, settle + 1):
         f = path.f
         path.beta = path.beta - gone
-        left = path.kernel() @ gone - path.residual() - lam * path.beta
-        delta = path.solve(L, left) / lam
-        path.beta, gone = path.beta + delta, gone * 0
-        path.move(0, delta, settle=True, count=taken in counted)
+        left = path.K @ gone - path.residual() - lam * path.beta
+        delta, gone = path.solve(L, left) / lam, gone * 0
+        path.beta = path.beta + delta
+        path.settle(delta, count=taken in counted)
         L = path.factor(1 / lam) if taken in counted else L
         change = _rms(path.f - f)
         if change <= tol:
