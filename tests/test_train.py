@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.func import grad
 
+from lib import train
 from lib.kernel import ntk
 from lib.network import finite_kernel, forward, initialise
 from lib.ridge import Ridge
@@ -92,6 +93,33 @@ def test_eq3_descent_is_autodiff_descent(momentum):
     assert sorted(done.trajectory) == [0, steps]
     np.testing.assert_array_equal(done.trajectory[steps][1], done.f_te)
     np.testing.assert_allclose(done.trajectory[0][0], p.a @ p.Z0.relu())
+
+
+@pytest.mark.parametrize("removed", [[], [1, 4]])
+def test_eq3_flow_takes_linearly_implicit_euler_steps(removed, monkeypatch):
+    monkeypatch.setattr(train, "REFRESH", 1)  # a new kernel in each step
+    p, flow = problem(m=32), 3
+    W0, a, X, X_te, _ = weights(p)
+    keep = np.setdiff1d(np.arange(p.n), removed)
+    X, Y, W = X[keep], p.Y[keep], W0
+    J = lambda W: torch.vmap(grad(lambda W, x: forward(x, W, a)), (None, 0))(W, X).flatten(1)
+    q = p.lam / (float(torch.linalg.eigvalsh(J(W) @ J(W).T)[-1]) + p.lam)
+    for share in np.linspace(q, 0.5, flow):  # s λ; three steps cannot add up to 3/λ
+        tau = share / p.lam / (1 - share)
+        # (JᵀJ + λ + 1/τ)(W' − W) = −∇L(W) where the pattern stays as it is
+        A = J(W).T @ J(W) + (p.lam + 1 / tau) * torch.eye(W.numel(), dtype=W.dtype)
+        downhill = J(W).T @ (Y - forward(X, W, a)) - p.lam * (W - W0).flatten()
+        W = W + torch.linalg.solve(A, downhill).reshape(W.shape)
+    done = newton(p, flow=flow, settle=0, remove=removed)
+    np.testing.assert_allclose(done.f[keep], forward(X, W, a), atol=1e-6)  # q by power iteration
+    np.testing.assert_allclose(done.f_te, forward(X_te, W, a), atol=1e-6)
+
+
+def test_eq1_single_precision_keeps_its_state_in_step():
+    p = problem(m=2000, dtype="float32", n=40)
+    for done in (newton(p, settle=0), newton(p), newton(p, start=newton(p), remove=[3, 5])):
+        exact = p.Z0.double() + p.a.double()[:, None] * (done.C.double() @ p.G64)
+        assert (done.Z - exact).abs().max() < 1e-4 < (p.Z0 - exact).abs().max()
 
 
 def test_eq2_newton_ends_where_the_autodiff_gradient_vanishes():
