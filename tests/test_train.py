@@ -102,7 +102,11 @@ def test_eq3_flow_takes_linearly_implicit_euler_steps(removed, monkeypatch):
     W0, a, X, X_te, _ = weights(p)
     keep = np.setdiff1d(np.arange(p.n), removed)
     X, Y, W = X[keep], p.Y[keep], W0
-    J = lambda W: torch.vmap(grad(lambda W, x: forward(x, W, a)), (None, 0))(W, X).flatten(1)
+    one = torch.vmap(grad(lambda W, x: forward(x, W, a)), (None, 0))
+
+    def J(W):
+        return one(W, X).flatten(1)
+
     q = p.lam / (float(torch.linalg.eigvalsh(J(W) @ J(W).T)[-1]) + p.lam)
     for share in np.linspace(q, 0.5, flow):  # s λ; three steps cannot add up to 3/λ
         tau = share / p.lam / (1 - share)
