@@ -36,7 +36,7 @@ N, T, LAM, KAPPA, SEED = 1000, 100, 1.0, 0.1, 0  # our choices: the paper's are 
 TOP = 40
 SETTINGS = {"lam": LAM, "kappa": KAPPA, "seed": SEED}
 FLOWS, SETTLING = [12, 24, 48, 96], [4, 8, 16, 32, 64]
-FINE = {"flow": 200}  # Newton in small steps, held to descent in small steps
+FINE = {"flow": 400}  # Newton in steps as small as those of descent
 TOL = 3e-4  # rms change of f in one period at which descent has come to its end at n = 1000
 GROUPS = "digits:0+2+4+6+8/1+3+5+7+9"  # two groups of classes: many images hard to tell apart
 
