@@ -2,8 +2,9 @@
 
 Integers up to 127 multiply exactly, and their sums stay exact in 32 bits. So 0/1 patterns are
 counted without error (`overlap`), and real matrices multiply as numbers of two digits to the base
-254, to 5 decimals (`Digits`). Where 8-bit products are slower, or wrong, as on processors that
-saturate them, and on a GPU, whose 8-bit products want special shapes, both use float32.
+254, to 5 decimals, or of one where the rounding can be mended later (`Digits`). Where 8-bit
+products are slower, or wrong, as on processors that saturate them, and on a GPU, whose 8-bit
+products want special shapes, both use float32.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ BLOCK = 2**19  # pre-activations moved at once; a dozen temporaries of so many n
 FLOW, SETTLE = 24, 4  # default numbers of Newton steps
 END = 3  # the sum of the steps s along the flow, in 1/λ
 RESTLESS = 0.02  # rms change of f in the last Newton step, above which it has not ended
+PATIENCE = 4  # times the number of settling steps that may be taken until it has
 REFRESH = 3  # Newton steps between two counts of the kernel
 
 
@@ -41,7 +42,7 @@ class Problem:
 
     X (n, d) and X_te (t, d) with unit rows, Y (n,) in [-1, 1], lam > 0, kappa > 0 the standard
     deviation of W(0), m ≥ 1 (even if antisymmetric), on a torch `device`. Holds m·(n + t) numbers
-    of `dtype`; a training adds 2·m·n, with momentum 4·m·n, and some 50 MB for temporaries.
+    of `dtype`; a training adds 2·m·n, with momentum 4·m·n, and some 75 MB for temporaries.
 
     Raises `ValueError` for arguments outside these ranges, shapes that do not match, non-finite
     values. Source: Zhang and Zhang (2022), Eq 1, 2.
@@ -87,6 +88,7 @@ class Trained:
 
     f (n,), f_te (t,) : predictions on the training and test points
     Z, C (m, n) : pre-activations and coefficients; beta (n,) = −(f − Y)/λ, 0 where removed
+    K (n, n) : K_m when it was last counted, on the way; `kernel` counts it at the end
     removed : training points that were left out
     iterations, seconds : cost; change : rms change of f in the last Newton step, or for gradient
     descent over the last period (see there)
@@ -120,7 +122,7 @@ class Trained:
         """Return K_m (n, n) and K_m (t, n) at the trained pattern; removed points included.
 
         K_m(x, x') = x·x' · (1/m) #{r : w_r·x > 0 and w_r·x' > 0}, float64. Pairs that a kink holds
-        (see `kinks`) have w_r·x = 0 up to rounding: `at_kink` 0 or 1 is relu'(0) for all of them,
+        (see `kinks`) have w_r·x near 0: `at_kink` 0 or 1 is relu'(0) for all of them,
         None takes the sign that training left. Raises `ValueError` for other values.
         """
         if at_kink not in (None, 0, 1):
@@ -220,7 +222,7 @@ class _Path:
         self._advance(eta, pull, lambda S: (S * pull.to(S)) @ self.p.G)
 
     def flow(self, eta: float, pull: torch.Tensor, ahead: float, count: bool) -> None:
-        """The same with Z to two decimals, where that is faster; `refresh` mends it."""
+        """The same with pull ∘ G rounded to one digit, where that is faster; `refresh` mends Z."""
         columns = Digits(pull.to(self.Z)[:, None] * self.p.G, rough=True)
         self._advance(eta, pull, columns.select, ahead, count)
 
@@ -430,15 +432,15 @@ def newton(
     With J and K_m = JJᵀ of the present pattern S, W(0) + Jᵀ(K_m + λI)⁻¹(Y − JW(0)) would be the
     minimiser. A cold start first follows the flow in `flow` steps, each the minimiser of
     L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3. With
-    s = τ/(1 + λτ), which grows evenly from 1/(λ_max + λ), to 1/(2λ) at most, and adds up to 3/λ:
+    s = τ/(1 + λτ), which grows evenly from s_0 = 1/(λ_max + λ), and K_m of every third step:
 
         (I + s K_m) r = f − Y − s λ (f − JW(0)),    C ← (1 − s λ) C − s r ∘ S.
 
-    Which side of a kink a pair ends on is decided there, so more steps, and smaller ones, end
-    nearer to where gradient descent does. At most `settle` full steps for beta = −r/λ follow, until
-    the rms change of f is ≤ tol; with 0 all are taken. There a kink that attracts is held at 0,
-    with a subgradient in [0, 1], so that nothing chatters. With `settle` = 0 the state is that of
-    the flow, and none is checked.
+    The s add up to 3/λ, if none need be above 1/(2λ), or below s_0, which is what many steps are.
+    At most `settle` full steps for beta = −r/λ follow, until the rms change of f is ≤ tol; with 0
+    all are taken, and up to 4 times as many while f changes by more than 0.02. A kink that attracts
+    is held there, with a subgradient in [0, 1], so that nothing chatters. With `settle` = 0 the
+    state is that of the flow, and none is checked.
 
     A warm start goes on from the state `start`, without flow. `remove` are training points to
     leave out, besides those that `start` has left out. Kinks that hold do not let go of what has
@@ -463,29 +465,30 @@ def newton(
     change, taken, tol = math.inf, 0, check.number("tol", tol, at_least=0)
     flow = check.integer("flow", flow) if start is None else 0
     settle = check.integer("settle", settle, at_least=0 if start is None else 1)
-    counted = {k for k in range(settle + 1) if k and (k % REFRESH == 0 or (flow and k == settle))}
     if flow:
         q = lam / path.stiffness()
         damping = [*np.linspace(q, max(q, min(0.5, 2 * END / flow - q)), flow), 0]
-        path.look(ahead=q)
+        dtype = path.Z.dtype if q > 1e-5 else torch.float64  # as the condition of I + s K_m asks
     for k in range(flow):
         s = damping[k] / lam
-        pull = -s * path.solve(path.factor(s, path.Z.dtype), path.residual())
+        pull = -s * path.solve(path.factor(s, dtype), path.residual())
         path.beta = (1 - damping[k]) * path.beta + pull
-        path.flow(damping[k], pull, damping[k + 1], count=k % REFRESH == REFRESH - 1)
+        count = k % REFRESH == REFRESH - 1 and k + 1 < flow
+        path.flow(damping[k], pull, damping[k + 1], count)
     if flow:
         path.refresh()
     L, gone = path.factor(1 / lam), path.beta * ~path.keep  # points removed just now
-    for taken in range(1, settle + 1):
+    for taken in range(1, PATIENCE * settle + 1):
+        count = taken % REFRESH == 0 or (flow > 0 and taken == settle)
         f = path.f
         path.beta = path.beta - gone
         left = path.K @ gone - path.residual() - lam * path.beta
         delta, gone = path.solve(L, left) / lam, gone * 0
         path.beta = path.beta + delta
-        path.settle(delta, count=taken in counted)
-        L = path.factor(1 / lam) if taken in counted else L
+        path.settle(delta, count)
+        L = path.factor(1 / lam) if count else L
         change = _rms(path.f - f)
-        if change <= tol:
+        if change <= (tol if taken < settle else max(tol, RESTLESS)):
             break
     if taken and not change <= RESTLESS:
         raise RuntimeError(

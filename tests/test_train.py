@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.func import grad
 
-from lib import train
+from lib import data, train
 from lib.kernel import ntk
 from lib.network import finite_kernel, forward, initialise
 from lib.ridge import Ridge
@@ -95,10 +95,18 @@ def test_eq3_descent_is_autodiff_descent(momentum):
     np.testing.assert_allclose(done.trajectory[0][0], p.a @ p.Z0.relu())
 
 
-@pytest.mark.parametrize("removed", [[], [1, 4]])
-def test_eq3_flow_takes_linearly_implicit_euler_steps(removed, monkeypatch):
+@pytest.mark.parametrize(
+    ("flow", "lam", "last", "removed"),
+    [
+        (3, 0.5, 0.5, []),  # s λ of the last step: three cannot add up to 3
+        (3, 0.5, 0.5, [1, 4]),
+        (24, 0.02, None, []),  # 24 can
+        (24, 40.0, "first", []),  # the first is large enough
+    ],
+)
+def test_eq3_flow_takes_linearly_implicit_euler_steps(flow, lam, last, removed, monkeypatch):
     monkeypatch.setattr(train, "REFRESH", 1)  # a new kernel in each step
-    p, flow = problem(m=32), 3
+    p = problem(m=32, lam=lam)
     W0, a, X, X_te, _ = weights(p)
     keep = np.setdiff1d(np.arange(p.n), removed)
     X, Y, W = X[keep], p.Y[keep], W0
@@ -108,7 +116,8 @@ def test_eq3_flow_takes_linearly_implicit_euler_steps(removed, monkeypatch):
         return one(W, X).flatten(1)
 
     q = p.lam / (float(torch.linalg.eigvalsh(J(W) @ J(W).T)[-1]) + p.lam)
-    for share in np.linspace(q, 0.5, flow):  # s λ; three steps cannot add up to 3/λ
+    last = {None: 2 * 3 / flow - q, "first": q}.get(last, last)
+    for share in np.linspace(q, last, flow):  # s λ
         tau = share / p.lam / (1 - share)
         # (JᵀJ + λ + 1/τ)(W' − W) = −∇L(W) where the pattern stays as it is
         A = J(W).T @ J(W) + (p.lam + 1 / tau) * torch.eye(W.numel(), dtype=W.dtype)
@@ -246,6 +255,39 @@ def test_eq2_share_of_kinks_is_as_theory_expects():
 
 
 # --- Newton held to descent ----------------------------------------------------------------------
+
+
+def test_eq7_one_step_without_a_point_by_the_closed_form():
+    p = problem(m=400, kappa=1e4, lam=0.5, antisymmetric=True)  # no activation flips
+    begin = newton(p, flow=1, settle=0)
+    J, keep = begin.kernel()[0], np.delete(np.arange(p.n), 2)
+    ends = [newton(p, start=begin, remove=2, settle=k).f[keep] for k in (1, 300)]
+    K = J[np.ix_(keep, keep)]
+    exact = K @ np.linalg.solve(K + p.lam * np.eye(len(K)), p.Y[keep].numpy())
+    np.testing.assert_allclose(ends[1], exact, atol=1e-9)
+    assert rms(ends[0] - exact) < 1e-9 < 1e-3 < rms(begin.f[keep] - exact)
+
+
+def test_eq2_newton_goes_on_where_crowded_points_are_slow_to_settle():
+    d = data.load("digits:0+2+4+6+8/1+3+5+7+9", n_train=200, n_test=10, seed=0)
+    p = Problem(d.X, d.Y, d.X_te, lam=1 / 8, m=500, kappa=0.1, seed=0)
+    done = newton(p)
+    assert done.change <= train.RESTLESS
+    assert train.FLOW + train.SETTLE < done.iterations <= train.FLOW + 4 * train.SETTLE
+    assert newton(p, start=newton(p, settle=0), settle=8).iterations == 8
+
+
+@pytest.mark.parametrize("spec", ["digits:3/8", "digits:0+2+4+6+8/1+3+5+7+9"])
+def test_eq2_newton_is_as_near_to_descent_on_images(spec):
+    ratios = []
+    for seed in range(2):
+        d = data.load(spec, n_train=150, n_test=100, seed=seed)
+        p = Problem(d.X, d.Y, d.X_te, lam=1, m=4000, kappa=0.1, seed=seed)
+        plain, other = gradient_descent(p), gradient_descent(p, momentum=True)
+        ratios.append(rms(newton(p).f_te - plain.f_te) / rms(other.f_te - plain.f_te))
+        rough = rms(newton(p, flow=2).f_te - plain.f_te) / rms(other.f_te - plain.f_te)
+        assert rough > 1.5  # two steps of flow are too few
+    assert max(ratios) < 1.5, ratios
 
 
 @pytest.mark.parametrize("lam", [0.25, 4.0])
