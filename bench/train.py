@@ -53,10 +53,10 @@ def peak() -> float:
 
 
 def retraining(spec: str, m: int) -> None:
-    """Print: seconds of a cold training, median of four retrainings, of a product; peak GB."""
+    """Print: seconds of a cold training, a retraining (medians), a product; peak memory in GB."""
     p = problem(spec, m)
+    cold = np.median([newton(p).seconds for _ in range(5 if m <= 10_000 else 1)])
     begin = newton(p, settle=0)
-    cold = begin.seconds + newton(p, start=begin).seconds
     runs = [newton(p, start=begin, remove=i).seconds for i in range(4)]
     print(cold, np.median(runs), min(product(p) for _ in range(5)), peak())
 
