@@ -202,9 +202,9 @@ class _Path:
         out[self.keep] = torch.cholesky_solve(right[self.keep, None].to(L), L)[:, 0].to(out)
         return out
 
-    def look(self, count: bool = False, ahead: float = 0.0) -> None:
+    def look(self, count: bool = False) -> None:
         """Measure as `_sweep` does, and move nothing."""
-        for _ in self._sweep(count, ahead):
+        for _ in self._sweep(count):
             pass
 
     def leave(self) -> None:
