@@ -1,5 +1,11 @@
 """The ledger: claims that are checked as they are made, and collected from the notebooks.
 
+There are three kinds. `claim` is for identities, bounds and theorems under their hypotheses: they
+hold on any data, and one that fails always stops the run. `finding` is for what was found on the
+book's own data, and `refute` for controls, wrong formulas that must fail there. On other data these
+two may fail: that is a fact about the data, so they become rows that do not hold. Where the
+environment variable NTK_FINDINGS is "raise", as in the book's own builds, they stop the run too.
+
 A record lives in the output of the cell that made it, so a notebook carries its own records and a
 new run replaces them. `collect` reads them back, with the section each belongs to.
 """
@@ -9,6 +15,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +23,8 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, display
 
-COLUMNS = ("item", "claim", "measured", "expected", "holds", "setting")
+COLUMNS = ("item", "claim", "measured", "expected", "holds", "setting", "kind")
+VARIABLE = "NTK_FINDINGS"  # "raise": findings and controls that do not hold stop the run
 _NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _TESTS = {
     "<=": float.__le__,
@@ -37,12 +45,14 @@ class Record:
     expected: str
     holds: bool
     setting: str
+    kind: str  # "claim", "finding" or "control"
 
     def __str__(self) -> str:
         mark = "✓" if self.holds else "✗"
+        other = "" if self.holds or self.kind == "claim" else " · does not hold on these data"
         return (
             f"{mark} {self.item} · {self.claim} · {self.setting} · "
-            f"measured {self.measured}, expected {self.expected}"
+            f"measured {self.measured}, expected {self.expected}{other}"
         )
 
     def _repr_mimebundle_(self, include=None, exclude=None):
@@ -50,8 +60,12 @@ class Record:
         cells = {name: _page(value) for name, value in asdict(self).items()}
         page = (
             "<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
-            '<span class="bound">measured <b>{measured}</b>, expected {expected}</span></div>'
-        ).format(mark=mark, **cells)
+            '<span class="bound">measured <b>{measured}</b>, expected {expected}</span>{other}</div>'
+        ).format(
+            mark=mark,
+            other="" if self.holds else " <b>does not hold on these data</b>",
+            **cells,
+        )
         return {"text/plain": str(self), "text/html": page}
 
 
@@ -64,7 +78,10 @@ def _page(value) -> str:
 
 
 def claim(item: str, claim: str, setting, measured: float, expected: str) -> None:
-    """Record a claim of the paper and raise `AssertionError` unless it holds.
+    """Record an identity, a bound or a theorem; raise `AssertionError` unless it holds.
+
+    It must hold on any data that satisfy its hypotheses. For what was found on some data, and may
+    be false on others, use `finding`.
 
     Parameters
     ----------
@@ -86,27 +103,40 @@ def claim(item: str, claim: str, setting, measured: float, expected: str) -> Non
     >>> claim("Eq 4", "the diagonal is one half", "n = 2", 0.5, "== 0.5")
     ✓ Eq 4 · the diagonal is one half · n = 2 · measured 0.5, expected == 0.5
     """
-    _record(item, claim, setting, measured, expected, holds=_holds(measured, expected))
+    _record(item, claim, setting, measured, expected, "claim", _holds(measured, expected))
+
+
+def finding(item: str, claim: str, setting, measured: float, expected: str) -> None:
+    """Record what was found on the book's own data, and may be false on others.
+
+    Takes what `claim` takes. A finding that does not hold is a row that says so; it raises
+    `AssertionError` only where the environment variable NTK_FINDINGS is "raise".
+
+    >>> finding("Fig 5", "the extreme groups are the most complex", "digits", 0.99, "> 0.5")
+    ✓ Fig 5 · the extreme groups are the most complex · digits · measured 0.99, expected > 0.5
+    """
+    _record(item, claim, setting, measured, expected, "finding", _holds(measured, expected))
 
 
 def refute(item: str, claim: str, setting, measured: float, expected: str) -> None:
-    """Record a negative control: raise `AssertionError` if a check that must fail succeeds.
+    """Record a negative control: a check that must fail, and shows that the right one can.
 
     Takes what `claim` takes; `measured` comes from a wrong formula or a broken hypothesis, and
-    `expected` is the check of the right one. NaN refutes nothing, so it raises.
+    `expected` is the check of the right one. NaN refutes nothing. Like a finding, a control that
+    does not fail is a row that says so, and raises where NTK_FINDINGS is "raise".
 
     >>> refute("Eq 4", "the diagonal is one", "n = 2", 0.5, "== 1")
     ✓ Eq 4 · control: the diagonal is one · n = 2 · measured 0.5, expected not == 1
     """
     fails = measured == measured and not _holds(measured, expected)
-    _record(item, f"control: {claim}", setting, measured, f"not {expected}", holds=fails)
+    _record(item, f"control: {claim}", setting, measured, f"not {expected}", "control", fails)
 
 
-def _record(item, claim, setting, measured, expected, holds) -> None:
+def _record(item, claim, setting, measured, expected, kind, holds) -> None:
     value = float(measured)
     digits = ".0f" if value.is_integer() and abs(value) < 1e9 else ".3g"
-    record = Record(item, claim, f"{value:{digits}}", expected, bool(holds), str(setting))
-    if not holds:
+    record = Record(item, claim, f"{value:{digits}}", expected, bool(holds), str(setting), kind)
+    if not holds and (kind == "claim" or os.environ.get(VARIABLE) == "raise"):
         raise AssertionError(str(record))
     display(record, metadata={"ledger": asdict(record)})
 

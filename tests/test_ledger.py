@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lib import ledger
-from lib.ledger import COLUMNS, claim, collect, frames, keep, recorded, refute, table
+from lib.ledger import COLUMNS, claim, collect, finding, frames, keep, recorded, refute, table
 
 HOLD = [
     (1e-10, "<= 1e-9"),
@@ -43,6 +43,26 @@ def shown(monkeypatch):
 
     monkeypatch.setattr(ledger, "display", display)
     return outputs
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch):
+    """Findings and controls raise, as in the book's own builds."""
+    monkeypatch.setenv(ledger.VARIABLE, "raise")
+
+
+@pytest.mark.parametrize("kind", [finding, refute])
+def test_on_other_data_what_was_found_may_fail_and_a_theorem_may_not(shown, monkeypatch, kind):
+    fails = 1 if kind is finding else 0
+    with pytest.raises(AssertionError):
+        kind("Fig 5", "extremes lead", "n = 2", fails, "< 1")
+    monkeypatch.delenv(ledger.VARIABLE)
+    kind("Fig 5", "extremes lead", "n = 2", fails, "< 1")
+    row = shown[0]["metadata"]["ledger"]
+    assert row["holds"] is False and row["kind"] == {finding: "finding", refute: "control"}[kind]
+    assert all("does not hold on these data" in text for text in shown[0]["data"].values())
+    with pytest.raises(AssertionError):
+        claim("Thm 3", "a bound", "n = 2", 1, "< 1")
 
 
 @pytest.mark.parametrize(("measured", "expected"), HOLD)
