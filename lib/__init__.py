@@ -19,3 +19,5 @@ in the Over-parameterized Regime* (AAAI 2022). Each module holds one idea:
 - `lib.plots`: one style for every figure
 - `lib.check`: what is said of bad input
 """
+
+__version__ = "0.1.0"

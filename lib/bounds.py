@@ -18,7 +18,7 @@ def extremes(K) -> tuple[float, float]:
 
     n eps λ_max covers what LAPACK's backward stable eigenvalues of an (n, n) kernel are off by, so
     that bounds from these numbers need no slack for it; λ_min is at least 0. Raises `ValueError`
-    for a K that is not square or not symmetric.
+    for a K that is not square, not symmetric or not positive semidefinite.
 
     >>> lam_min, lam_max = extremes([[0.5, 0.25], [0.25, 0.5]])
     >>> round(lam_min, 12), round(lam_max, 12), lam_min < 0.25 < 0.75 < lam_max
@@ -27,6 +27,7 @@ def extremes(K) -> tuple[float, float]:
     K = check.symmetric("K", K)
     spectrum = eigvalsh(K)
     rounding = len(K) * np.finfo(float).eps * np.abs(spectrum).max()
+    check.semidefinite(spectrum[0], 100 * rounding)
     return max(0.0, float(spectrum[0] - rounding)), float(spectrum[-1] + rounding)
 
 
@@ -182,7 +183,8 @@ def worst_case(model: Ridge) -> np.ndarray:
     ([0.552, 0.552], [[0.3125], [0.0625]])
     """
     tau = certificate(model)
-    largest = 1 + np.sqrt(0.5 * model.beta @ model.K @ model.beta)
+    norm = max(0.0, model.beta @ (model.Y + model.r))  # βᵀKβ, as Kβ = f
+    largest = 1 + np.sqrt(0.5 * norm)
     return model.h * np.sqrt(2 * tau) * largest + tau
 
 
@@ -214,7 +216,7 @@ def _share(model: Ridge, eigenvalue: float, smallest: bool) -> float:
     """Return μ/(μ + λ) for an extreme eigenvalue, which the diagonal of K must allow."""
     name = "lam_min" if smallest else "lam_max"
     mu = check.number(name, eigenvalue, at_least=0)
-    diagonal = model.K.diagonal()
+    diagonal = model.diagonal
     limit = diagonal.min() if smallest else diagonal.max()
     if (mu - limit if smallest else limit - mu) > 1e-12 * limit:
         side = "smallest" if smallest else "largest"
@@ -226,7 +228,7 @@ def _share(model: Ridge, eigenvalue: float, smallest: bool) -> float:
 
 
 def _unit_inputs(model: Ridge) -> None:
-    diagonal = model.K.diagonal()
+    diagonal = model.diagonal
     worst = int(np.abs(diagonal - 0.5).argmax())
     if abs(diagonal[worst] - 0.5) > 1e-9:
         raise ValueError(

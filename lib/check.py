@@ -15,7 +15,7 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
     """Return `x` as a finite NumPy array with `ndim` axes.
 
     Raises `TypeError` for anything that is not numeric and `ValueError` for a wrong number of
-    axes, an empty array or a value that is not finite.
+    axes, an empty array, a masked entry or a value that is not finite.
 
     >>> array("Y", [1, -1], ndim=1)
     array([ 1., -1.])
@@ -24,15 +24,9 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
     ...
     ValueError: Y has 1 value that is not finite, the first at index (1,): nan; remove or impute it
     """
-    if isinstance(x, torch.Tensor) and x.device.type != "cpu":
-        raise TypeError(f"{name} is a tensor on {x.device}; pass {name}.cpu()")
-    try:
-        given = np.asarray(x.detach() if isinstance(x, torch.Tensor) else x)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a real numeric array, not {type(x).__name__}") from error
+    given = plain(name, x)
     if given.dtype.kind not in "biuf":
-        kind = f"{type(x).__name__} of {given.dtype}"
-        raise TypeError(f"{name} must be a real numeric array, not {kind}")
+        raise TypeError(_not_numeric(name, f"{type(x).__name__} of {given.dtype}"))
     x = given.astype(dtype, copy=False)
     allowed = (ndim,) if isinstance(ndim, int) else ndim
     if x.ndim not in allowed:
@@ -42,6 +36,39 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
         raise ValueError(f"{name} is empty: its shape is {x.shape}; pass at least one entry")
     finite(name, x)
     return x
+
+
+def plain(name: str, x) -> np.ndarray:
+    """Return `x` as a NumPy array of any type, a tensor of any precision too, with no entry masked.
+
+    >>> plain("Y", np.ma.array([1.0, -1.0], mask=[False, True]))
+    Traceback (most recent call last):
+    ...
+    ValueError: Y has 1 masked entry; remove such points, or pass Y.filled(value)
+    """
+    if isinstance(x, torch.Tensor):
+        if x.device.type != "cpu":
+            raise TypeError(f"{name} is a tensor on {x.device}; pass {name}.cpu()")
+        x = x.detach()
+        x = x.double() if x.is_floating_point() else x  # NumPy has no bfloat16
+    rows = x if isinstance(x, list | tuple) else [x]
+    if masked := sum(np.ma.count_masked(row) for row in rows if np.ma.is_masked(row)):
+        entries = "entry" if masked == 1 else "entries"
+        raise ValueError(
+            f"{name} has {masked} masked {entries}; remove such points, or pass "
+            f"{name}.filled(value)"
+        )
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(_not_numeric(name, type(x).__name__)) from error
+
+
+def _not_numeric(name: str, kind: str) -> str:
+    return (
+        f"{name} must be a real numeric array, not {kind}; "
+        f"convert it, for instance with np.array({name}, dtype=float)"
+    )
 
 
 def finite(name: str, x) -> None:
@@ -80,6 +107,11 @@ def unit(name: str, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def tensor(name: str, X, dtype=np.float64) -> torch.Tensor:
+    """Return `X` (rows, d) as a tensor: NumPy allows strides and locks that torch does not."""
+    return torch.from_numpy(np.require(array(name, X, 2, dtype), requirements=["C", "W"]))
+
+
 def precision(dtype: str) -> torch.dtype:
     """Return the torch dtype of "float64" or "float32".
 
@@ -94,10 +126,22 @@ def precision(dtype: str) -> torch.dtype:
 
 
 def labels(name: str, y, n: int) -> np.ndarray:
-    """Return `y` as `n` labels in [-1, 1]."""
-    y = array(name, y, ndim=1)
+    """Return a copy of `y`, `n` labels in [-1, 1]; 0 stands for no class, but for a target of 0.
+
+    >>> labels("Y", [0, 1, 1], n=3)
+    Traceback (most recent call last):
+    ...
+    ValueError: Y has labels 0 and 1, but the two classes are -1 and +1; pass 2.0 * np.array(Y) - 1
+    """
+    boolean = plain(name, y).dtype.kind == "b"
+    y = array(name, y, ndim=1).copy()
     if len(y) != n:
         raise ValueError(f"{name} has {len(y)} entries, but there are {n} points; pass one a point")
+    if boolean or set(np.unique(y)) == {0, 1}:
+        raise ValueError(
+            f"{name} has labels {'False and True' if boolean else '0 and 1'}, but the two classes "
+            f"are -1 and +1; pass 2.0 * np.array({name}) - 1"
+        )
     worst = int(np.abs(y).argmax())
     if abs(y[worst]) > 1:
         raise ValueError(
@@ -133,8 +177,17 @@ def symmetric(name: str, K) -> np.ndarray:
     return K
 
 
+def semidefinite(lowest: float, tolerance: float) -> None:
+    """Raise `ValueError` if K has an eigenvalue `lowest` that is negative beyond a tolerance."""
+    if lowest < -tolerance:
+        raise ValueError(
+            f"K is not positive semidefinite (it has an eigenvalue <= {lowest:.3g}); "
+            "pass K = ntk(X)"
+        )
+
+
 def regression(K, Y, lam) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return a symmetric K (n, n), n labels Y in [-1, 1] and λ ≥ 0, as regression needs them."""
+    """Return a symmetric K (n, n), a copy of n labels Y in [-1, 1], and λ ≥ 0, for regression."""
     K = symmetric("K", K)
     return K, labels("Y", Y, len(K)), number("lam", lam, at_least=0)
 
@@ -159,9 +212,11 @@ def number(name: str, x, *, above: float | None = None, at_least: float | None =
     ValueError: lam must be a finite number >= 0, not -1; choose a larger one
     """
     try:
+        if np.ndim(x):
+            raise TypeError("an array")
         value = float(x + 0)  # which refuses text
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number, not {x!r}") from error
+        raise TypeError(f"{name} must be a number, not {x!r}; pass one, such as 1.0") from error
     small = (above is not None and value <= above) or (at_least is not None and value < at_least)
     if not np.isfinite(value) or small:
         bound = f" > {above:g}" if above is not None else ""
@@ -171,10 +226,14 @@ def number(name: str, x, *, above: float | None = None, at_least: float | None =
     return value
 
 
-def integer(name: str, x, at_least: int = 1) -> int:
-    """Return `x` as an int not less than `at_least`."""
-    if isinstance(x, bool) or int(number(name, x)) != number(name, x):
-        raise ValueError(f"{name} must be an integer, not {x!r}")
+def integer(name: str, x, at_least: float = 1) -> int:
+    """Return `x`, a whole number such as 20 or 2e1, as an int not less than `at_least`.
+
+    >>> integer("m", 1e3)
+    1000
+    """
+    if isinstance(x, bool | np.bool_) or number(name, x) % 1:
+        raise ValueError(f"{name} must be an integer, not {x!r}; pass a whole number")
     if x < at_least:
         raise ValueError(f"{name} must be at least {at_least}, not {x!r}; choose a larger one")
     return int(x)
@@ -188,9 +247,12 @@ def indices(name: str, index, n: int) -> np.ndarray:
     ...
     IndexError: remove names 3 more than once; name each point once
     """
-    found = np.atleast_1d(np.asarray(index))
+    found = np.atleast_1d(plain(name, index))
     if found.ndim != 1 or found.size == 0 or not np.issubdtype(found.dtype, np.integer):
-        raise IndexError(f"{name} must be one or several integers, not {index!r}")
+        raise IndexError(
+            f"{name} must be one or several integers, not {index!r}; "
+            "pass a list of points, such as [0, 3]"
+        )
     outside = found[(found < 0) | (found >= n)]
     if outside.size:
         raise IndexError(f"{name} = {outside[0]} is out of range; use 0 to {n - 1}")

@@ -3,22 +3,35 @@
 `load("mnist:4/9", n_train=1000, n_test=200, seed=0)` draws a balanced, seeded sample of two
 classes (or two groups of classes, joined by "+"). Data live below the folder named by the
 environment variable NTK_DATA, by default ~/.cache/ntk-influence.
+
+A photo becomes what a viewer shows: turned as its EXIF data say, its first frame if it has several,
+and on white where it is transparent. Grey of 8 and of 16 bits keeps its range, floating-point grey
+has to lie in [0, 1], and grey has three equal colours, so that it mixes with colour.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 from lib import check
 
 VARIABLE = "NTK_DATA"
+CLASSES = {
+    "digits": list("0123456789"),
+    "mnist": list("0123456789"),
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
+}
 DEFAULT_CLASSES = {"digits": "3/8", "mnist": "4/9", "cifar10": "airplane/automobile"}
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,7 @@ class Data:
     Y, Y_te : (n,), (t,) labels ±1
     images, images_te : (n, height, width) or (n, height, width, 3) pixels in [0, 1], for display
     index, index_te : (n,), (t,) position of each image in its source
+    files, files_te : (n,), (t,) path of each image of a folder, "" where there is none
     seed : of the draw
     """
 
@@ -45,6 +59,8 @@ class Data:
     images_te: np.ndarray = field(repr=False)
     index: np.ndarray = field(repr=False)
     index_te: np.ndarray = field(repr=False)
+    files: np.ndarray = field(repr=False)
+    files_te: np.ndarray = field(repr=False)
     seed: int
 
     @property
@@ -52,16 +68,25 @@ class Data:
         """Name and classes, for instance "mnist 4/9"."""
         return f"{self.name} {'/'.join(self.classes)}"
 
+    @property
+    def copies(self) -> list[tuple[int, int]]:
+        """Training and test images of equal pixels: (row of X, row of X_te) of each pair."""
+        rows = {image.tobytes(): i for i, image in enumerate(self.images)}
+        pixels = [image.tobytes() for image in self.images_te]
+        return [(rows[p], j) for j, p in enumerate(pixels) if p in rows]
+
     def __str__(self) -> str:
         return f"{self.label}, n = {len(self.Y)}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images to draw from: class numbers (N,) and a reader of the images at given positions."""
+    """Images to draw from: class numbers (N,), pixels from 0 to `white` or None, and files (N,)."""
 
     targets: np.ndarray
-    read: Callable[[np.ndarray], np.ndarray]
+    images: np.ndarray | None
+    white: float
+    files: np.ndarray
 
 
 def root() -> Path:
@@ -101,10 +126,15 @@ def load(
     name : "digits" (1,797 scans of 8×8 pixels, embedded in scikit-learn), "mnist", "cifar10", or a
         folder of images with one sub-folder a class (or "train" and "test" with these inside),
         absolute or below `root()`. After a colon, the classes of label +1 and −1:
-        "mnist:4/9", "cifar10:airplane+ship/cat+dog", "/path/to/photos:cats/dogs"
+        "mnist:4/9", "cifar10:airplane+ship/cat+dog", "/path/to/photos:cats/dogs". The folder is
+        the longest that is there, and a class the longest name that is there, so both may contain
+        ":", "," and "+". Hidden files and folders are left out.
     n_train, n_test : even numbers of images, half of each label
     seed : of the draw; training and test images are disjoint
-    size : height and width to resize the images of a folder to, if they differ
+    size : height and width of the images of a folder: the shorter side is brought to it, and what
+        the longer side has more is cut off at both ends
+
+    Warns if test images are exact copies of training images, see `Data.copies`.
 
     Raises
     ------
@@ -112,7 +142,8 @@ def load(
         for an unknown data set or class (naming those there are), an odd or too large number of
         images, a blank image, images of different sizes
     OSError
-        for data that are neither on disk nor to be downloaded, and for a damaged file
+        for data that are neither on disk nor to be downloaded, and for damaged files, naming all
+        that the two classes have
 
     Examples
     --------
@@ -120,122 +151,315 @@ def load(
     >>> print(data, data.X.shape, data.Y_te.sum())
     digits 3/8, n = 20, seed 0 (20, 64) 0.0
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be text such as 'digits:3/8', not {name!r}; pass str(path)")
-    if size is not None:
-        check.integer("size", size)
+    size = None if size is None else check.integer("size", size)
+    n_train, n_test = (
+        check.integer(argument, value, at_least=2)
+        for argument, value in (("n_train", n_train), ("n_test", n_test))
+    )
     for argument, value in (("n_train", n_train), ("n_test", n_test)):
-        if check.integer(argument, value, at_least=2) % 2:
+        if value % 2:
             raise ValueError(f"{argument} = {value} is odd; half of each label needs an even one")
-    source, _, wanted = name.partition(":") if not Path(name).is_dir() else (name, "", "")
-    there, train, test = _source(source, size)
-    groups = _classes(source, wanted, there)
-    rng = np.random.default_rng(check.integer("seed", seed, at_least=0))
+    seed = check.integer("seed", seed, at_least=0)
+    source, there, groups = _parse(_text("name", name))
+    train, test = _pools(source, there, size)
+    rng = np.random.default_rng(seed)
     index, index_te = [], []
     for group in groups:
+        names = "+".join(there[c] for c in group)
         members = rng.permutation(np.flatnonzero(np.isin(train.targets, group)))
-        index.append(_take("n_train", members, n_train // 2, group, there))
+        index.append(_take("n_train", members, n_train // 2, names, source))
         if test is None:
             rest = members[n_train // 2 :]
         else:
             rest = rng.permutation(np.flatnonzero(np.isin(test.targets, group)))
-        index_te.append(_take("n_test", rest, n_test // 2, group, there))
+        index_te.append(_take("n_test", rest, n_test // 2, names, source, left=test is None))
     order, order_te = rng.permutation(n_train), rng.permutation(n_test)
     index, index_te = np.concatenate(index)[order], np.concatenate(index_te)[order_te]
-    images, images_te = train.read(index), (test or train).read(index_te)
-    for kind, where, pictures in (("training", index, images), ("test", index_te, images_te)):
-        blank = ~pictures.reshape(len(pictures), -1).any(axis=1)
-        if blank.any():
-            raise ValueError(
-                f"{kind} image {where[blank][0]} of {source!r} is all zeros and has no direction; "
-                "remove it from the data"
-            )
-    return Data(
+    images, images_te = _read([(train, index), (test or train, index_te)], sum(groups, []), size)
+    data = Data(
         name=Path(source).name if Path(source).is_absolute() else source,
         classes=tuple("+".join(there[c] for c in group) for group in groups),
-        X=unit_rows(images),
+        X=_unit("training", images, train, index),
         Y=np.repeat([1.0, -1.0], n_train // 2)[order],
-        X_te=unit_rows(images_te),
+        X_te=_unit("test", images_te, test or train, index_te),
         Y_te=np.repeat([1.0, -1.0], n_test // 2)[order_te],
         images=images,
         images_te=images_te,
         index=index,
         index_te=index_te,
+        files=train.files[index],
+        files_te=(test or train).files[index_te],
         seed=seed,
     )
+    if pairs := [
+        f"{data.files_te[j] or f'test image {index_te[j]}'} of "
+        f"{data.files[i] or f'training image {index[i]}'}"
+        for i, j in data.copies
+    ]:
+        warnings.warn(
+            f"{len(pairs)} of {n_test} test images of {source!r} are exact copies of training "
+            f"images: {_few(pairs)}; remove one of each pair, or the test tells little",
+            stacklevel=2,
+        )
+    return data
 
 
-def load_all(names: str, **settings) -> list[Data]:
-    """Load several data sets named in one text, separated by commas: "mnist:4/9, cifar10".
+def load_all(names: str | Iterable[str], **settings) -> list[Data]:
+    """Load several data sets: a list of names, or one text in which commas separate them.
+
+    A comma inside a name that is there, of a folder or a class, does not separate. `settings` are
+    those of `load`, which raises the errors.
 
     >>> [data.label for data in load_all("digits:3/8, digits:4/9", n_train=20, n_test=10)]
     ['digits 3/8', 'digits 4/9']
     """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if isinstance(names, list | tuple):
+        wanted = list(names)
+    else:
+        wanted, parts = [], _text("names", names).split(",")
+        while parts:  # the fewest parts that together name a data set, or else one
+            ends = (k for k in range(1, len(parts) + 1) if _is_name(",".join(parts[:k])))
+            end = next(ends, 1)
+            wanted.append(",".join(parts[:end]).strip())
+            parts = parts[end:]
+        wanted = [name for name in wanted if name]
     if not wanted:
         raise ValueError(f"names = {names!r} names no data set; write 'digits:3/8, mnist:4/9'")
     return [load(name, **settings) for name in wanted]
 
 
-def _classes(source: str, wanted: str, there: list[str]) -> list[list[int]]:
+def _text(argument: str, name) -> str:
+    """Return a name as text; a whole number, as a parameter of a notebook may be, is a folder's."""
+    if isinstance(name, int) and not isinstance(name, bool):
+        return str(name)
+    if not isinstance(name, str):
+        raise TypeError(
+            f"{argument} must be text such as 'digits:3/8', not {name!r}; write it in quotes, or "
+            "pass str(path)"
+        )
+    return name
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(_parse(name))
+    except ValueError:
+        return False
+
+
+def _parse(name: str) -> tuple[str, list[str], list[list[int]]]:
+    """Return the data set of "photos:cats+dogs/birds", its classes, and those of either label."""
+    colons = [i for i, letter in enumerate(name) if letter == ":"]
+    for end in (len(name), *reversed(colons)):
+        source, wanted = name[:end].strip(), name[end + 1 :].strip()
+        if source in CLASSES or _folder(source):
+            there = CLASSES.get(source) or _sub_folders(_folder(source))
+            return source, there, _groups(source, wanted, there)
+    raise ValueError(
+        f"name = {name.partition(':')[0]!r} is no data set: choose 'digits', 'mnist', 'cifar10' or "
+        f"a folder of images, absolute or below {root()} (set {VARIABLE} to change that)"
+    )
+
+
+def _groups(source: str, wanted: str, there: list[str]) -> list[list[int]]:
     """Turn "4+5/9" into class numbers for the labels +1 and −1."""
-    wanted = wanted or DEFAULT_CLASSES.get(source) or ("/".join(there) if len(there) == 2 else "")
-    groups = [[part.strip() for part in side.split("+")] for side in wanted.split("/")]
-    if len(groups) != 2:
+    if not wanted and len(there) == 2:
+        return [[0], [1]]
+    wanted = wanted or DEFAULT_CLASSES.get(source, "")
+    sides = wanted.split("/")
+    if len(sides) != 2:
         raise ValueError(
             f"name = {source + ':' + wanted!r} must name two classes as '{source}:{there[0]}/"
             f"{there[-1]}'; there are {', '.join(there)}"
         )
-    flat = [c for group in groups for c in group]
+    groups = [_members(side, there) for side in sides]
+    for side, group in zip(sides, groups, strict=True):
+        if group is None:
+            parts = [part.strip() for part in side.split("+")]
+            unknown = next((part for part in parts if part not in there), side)
+            raise ValueError(
+                f"class {unknown!r} is not in {source!r}; choose from {', '.join(there)}"
+            )
+    flat = sum(groups, [])
     for c in flat:
-        if c not in there:
-            raise ValueError(f"class {c!r} is not in {source!r}; choose from {', '.join(there)}")
         if flat.count(c) > 1:
-            raise ValueError(f"class {c!r} is named twice in {wanted!r}; name each class once")
-    return [[there.index(c) for c in group] for group in groups]
+            raise ValueError(
+                f"class {there[c]!r} is named twice in {wanted!r}; name each class once"
+            )
+    return groups
 
 
-def _take(argument: str, members: np.ndarray, count: int, group: list[int], there: list[str]):
-    if count > len(members):
-        names = "+".join(there[c] for c in group)
+def _members(side: str, there: list[str]) -> list[int] | None:
+    """Return the numbers of the classes that "+" joins, each the longest name that fits."""
+    for c in sorted(there, key=len, reverse=True):
+        if found := re.fullmatch(rf"\s*{re.escape(c)}\s*(?:\+(.*))?", side):
+            rest = [] if found[1] is None else _members(found[1], there)
+            if rest is not None:
+                return [there.index(c), *rest]
+    return None
+
+
+def _take(
+    argument: str, members: np.ndarray, count: int, names: str, source: str, left: bool = False
+) -> np.ndarray:
+    if count <= len(members):
+        return members[:count]
+    is_left = "are left" if left else "are there"
+    if len(members):
+        remedy = f"use {argument} <= {2 * len(members)}"
+    else:
+        remedy = "choose a smaller n_train" if left else f"add files ({', '.join(IMAGES)})"
+    raise ValueError(
+        f"{argument} = {2 * count} needs {count} images of {names}, but only "
+        f"{len(members)} {is_left}; {remedy}"
+    )
+
+
+def _unit(kind: str, images: np.ndarray, pool: Pool, index: np.ndarray) -> np.ndarray:
+    blank = index[~images.reshape(len(images), -1).any(axis=1)]
+    if len(blank):
+        names = [pool.files[i] or f"{kind} image {i}" for i in blank]
         raise ValueError(
-            f"{argument} = {2 * count} needs {count} images of {names}, but only {len(members)} "
-            f"are there (or left); use {argument} <= {2 * len(members)}"
+            f"{_few(names)}: all zeros ({len(blank)} such images), so without a direction; "
+            "remove them from the data"
         )
-    return members[:count]
+    return unit_rows(images)
 
 
-def _source(source: str, size: int | None) -> tuple[list[str], Pool, Pool | None]:
-    """Return class names, training pool and test pool (None: draw both from the first)."""
-    if size is not None and source in DEFAULT_CLASSES:
+def _few(names: list[str], most: int = 5) -> str:
+    """Join the first names, and say how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _pools(source: str, there: list[str], size: int | None) -> tuple[Pool, Pool | None]:
+    """Return training and test pool (None: draw both from the first)."""
+    if source not in CLASSES:
+        folder = _folder(source)
+        parts = _parts(folder)
+        train, *test = (_files(part, there) for part in parts or [folder])
+        return train, (test or [None])[0]
+    if size is not None:
         raise ValueError(f"size = {size} is for folders of images; {source} has one size, omit it")
     if source == "digits":
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        return [str(c) for c in range(10)], _pool(digits.target, digits.images, 16), None
-    if source in ("mnist", "cifar10"):
-        train, test = (_torchvision(source, train=part) for part in (True, False))
-        names = [str(c) for c in range(10)] if source == "mnist" else train.classes
-        pools = (_pool(part.targets, np.asarray(part.data), 255) for part in (train, test))
-        return names, *pools
-    folder = next((p for p in (Path(source).expanduser(), root() / source) if p.is_dir()), None)
-    if folder is None or not source:
+        return _pool(digits.target, digits.images, 16), None
+    train, test = (_torchvision(source, train=part) for part in (True, False))
+    return tuple(_pool(part.targets, np.asarray(part.data), 255) for part in (train, test))
+
+
+def _pool(targets, images: np.ndarray, white: float) -> Pool:
+    return Pool(np.asarray(targets), images, white, np.full(len(images), ""))
+
+
+def _folder(source: str) -> Path | None:
+    """Return the folder of that name, absolute or below `root()`, if there is one."""
+    places = (os.path.expanduser(source), root() / source) if source else ()
+    return next((Path(place) for place in places if os.path.isdir(place)), None)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the folders "train" and "test", if there are both."""
+    parts = [folder / "train", folder / "test"]
+    return parts if all(part.is_dir() for part in parts) else []
+
+
+def _sub_folders(folder: Path) -> list[str]:
+    """Return the classes of a folder of images, the same in "train" and "test"."""
+    found = [
+        sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and _shown(entry.name))
+        for part in _parts(folder) or [folder]
+    ]
+    if found[0] != found[-1]:
         raise ValueError(
-            f"name = {source!r} is no data set: choose 'digits', 'mnist', 'cifar10' or a folder of "
-            f"images, absolute or below {root()} (set {VARIABLE} to change that)"
+            f"{folder} has classes {found[0]} in train but {found[-1]} in test; "
+            "give both the same sub-folders"
         )
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        names, train = _folder(folder / "train", size)
-        names_test, test = _folder(folder / "test", size)
-        if names != names_test:
-            raise ValueError(f"{folder} has classes {names} in train but {names_test} in test")
-        return names, train, test
-    return *_folder(folder, size), None
+    if not found[0]:
+        raise ValueError(f"folder {folder} needs one sub-folder of images for each class; add them")
+    return found[0]
 
 
-def _pool(targets, images: np.ndarray, white: int) -> Pool:
-    return Pool(np.asarray(targets), lambda index: images[index] / float(white))
+def _shown(name: str) -> bool:
+    """Whether a file or folder is the user's: no hidden one, none that macOS puts into archives."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def _files(folder: Path, there: list[str]) -> Pool:
+    """Return the images below the sub-folders of a folder, in the order of ImageFolder."""
+    files, targets = [], []
+    for c, name in enumerate(there):
+        found = []
+        for place, below, inside in os.walk(folder / name, followlinks=True):
+            below[:] = filter(_shown, below)
+            images = (x for x in inside if _shown(x) and x.lower().endswith(IMAGES))
+            found += [(place, image) for image in images]
+        files += [os.path.join(*pair) for pair in sorted(found)]
+        targets += [c] * len(found)
+    return Pool(np.array(targets, dtype=int), None, 1, np.array(files, dtype=str))
+
+
+def _read(
+    draws: list[tuple[Pool, np.ndarray]], classes: list[int], size: int | None
+) -> list[np.ndarray]:
+    """Return the images at the given positions of each pool; all of one size."""
+    if draws[0][0].images is not None:
+        return [pool.images[index] / float(pool.white) for pool, index in draws]
+    try:
+        images = [[_pixels(file, size) for file in pool.files[index]] for pool, index in draws]
+    except OSError:
+        files = {f for pool, _ in draws for f in pool.files[np.isin(pool.targets, classes)]}
+        damaged = []
+        for file in sorted(files):
+            try:
+                _pixels(file, size)
+            except OSError as error:
+                damaged.append(str(error))
+        raise OSError(
+            f"{len(damaged)} of {len(files)} images cannot be read: {_few(damaged)}; "
+            "replace or remove them"
+        ) from None
+    shapes = {}
+    for (pool, index), part in zip(draws, images, strict=True):
+        for i, image in zip(index, part, strict=True):
+            shapes.setdefault(image.shape[:2], pool.files[i])
+    if len(shapes) > 1:
+        sizes = [f"{file} has {h} by {w}" for (h, w), file in sorted(shapes.items())]
+        raise ValueError(f"images differ in size: {_few(sizes)}; pass size=32 to resize them")
+    return [np.stack(part) for part in images]
+
+
+def _pixels(file: str, size: int | None) -> np.ndarray:
+    """Return an image as (height, width, 3) in [0, 1]; `OSError` names a file that has none."""
+    try:
+        with Image.open(file) as image:
+            image = _opaque(ImageOps.exif_transpose(image))
+        if size is not None:
+            image = ImageOps.fit(image, (size, size))
+        pixels = np.asarray(image, dtype=np.float64)
+    except Exception as error:  # what a decoder raises depends on the damage
+        raise OSError(f"{file} ({str(error) or type(error).__name__})") from error
+    if image.mode == "F":
+        return np.repeat(pixels.clip(0, 1)[:, :, None], 3, axis=2)
+    return pixels / 255
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Return an image on white: RGB of 8 bits, or "F", grey in [0, 1], for what has more."""
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        grey, white = np.asarray(image, dtype=np.float64), 1 if image.mode == "F" else 65535
+        if not 0 <= grey.min() <= grey.max() <= white:  # nor for NaN
+            raise ValueError(
+                f"values from {grey.min():g} to {grey.max():g}; scale them to 0 to {white}"
+            )
+        grey = np.where(grey == image.info.get("transparency"), white, grey)
+        return Image.fromarray((grey / white).astype(np.float32))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _torchvision(source: str, train: bool):
@@ -260,36 +484,6 @@ def _torchvision(source: str, train: bool):
             f"{source} is not below {where} and could not be downloaded ({error}); set {VARIABLE} "
             "to the folder that holds it, or use 'digits', which is embedded and needs no network"
         ) from error
-
-
-def _folder(folder: Path, size: int | None) -> tuple[list[str], Pool]:
-    """Return the classes of a folder of images and the pool that reads them, by ImageFolder."""
-    datasets = _import_datasets()
-    try:
-        dataset = datasets.ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"folder {folder} needs one sub-folder of images for each class: {error}"
-        ) from error
-
-    def read(index: np.ndarray) -> np.ndarray:
-        images = []
-        for i in index:
-            path = dataset.samples[i][0]
-            try:
-                image = dataset.loader(path)
-            except OSError as error:
-                raise OSError(f"image {path} cannot be read ({error}); replace it") from error
-            image = image if size is None else image.resize((size, size))
-            images.append(np.asarray(image, dtype=np.float64) / 255)
-        shapes = {image.shape for image in images}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"images in {folder} differ in size: {sorted(shapes)[:4]}; pass size=32 to resize"
-            )
-        return np.stack(images)
-
-    return dataset.classes, Pool(np.array(dataset.targets), read)
 
 
 def _import_datasets():

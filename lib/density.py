@@ -9,7 +9,6 @@ by nearest neighbours says the same of any data, mixture or not.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from scipy.special import logsumexp
 
 from lib import check
@@ -50,12 +49,12 @@ def mixture(centres, p, n: int, r: float, seed: int = 0) -> tuple[np.ndarray, np
     >>> X.shape, np.bincount(component).tolist(), bool(radius(X, component).max() < 0.1)
     ((10, 3), [5, 3, 2], True)
     """
-    centres = check.array("centres", centres, ndim=2)
-    check.unit("centres", torch.from_numpy(centres))
+    centres = check.unit("centres", check.tensor("centres", centres)).numpy()
     if centres.shape[1] < 2:
         raise ValueError("centres must have at least 2 columns; a sphere needs two dimensions")
     rng = np.random.default_rng(check.integer("seed", seed, at_least=0))
-    counts = _counts(p, len(centres), check.integer("n", n))
+    n = check.integer("n", n)
+    counts = _counts(p, len(centres), n)
     r = _radius(r)
     component = rng.permutation(np.repeat(np.arange(len(centres)), counts))
     c = centres[component]
@@ -179,7 +178,7 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     ValueError
-        for bad shapes or λ, and a K that is not symmetric
+        for bad shapes or λ, a K that is not symmetric, or one that is seen not to be a kernel
 
     Examples
     --------
@@ -200,6 +199,8 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
         np.put_along_axis(C, order[:, :m], 1 / m, axis=1)
         CK = C @ K
         away = own - 2 * CK.diagonal() + np.einsum("ij,ij->i", CK, C)  # ‖φ_i − mean φ_S‖²
+        if away.min() < -1e-6 * own.max():
+            raise ValueError("K is not positive semidefinite; pass K = ntk(X)")
         found = 1 / m + np.maximum(away, 0) / lam
         better = found < best
         best[better], size[better] = found[better], m
@@ -276,7 +277,7 @@ def _radius(r) -> float:
 
 
 def _component(component, n: int) -> np.ndarray:
-    component = np.asarray(component)
+    component = check.plain("component", component)
     if component.shape != (n,) or not np.issubdtype(component.dtype, np.integer):
         raise ValueError(f"component must be {n} integers, one a point, not {component!r}")
     counts = np.bincount(component) if component.min() >= 0 else np.zeros(1)

@@ -43,7 +43,8 @@ def exponential(pairs: int = 7) -> tuple[np.ndarray, np.ndarray]:
     >>> bool(abs(2 * (c / (zeta + 1.5)).sum().real - math.exp(-1.5)) < 1e-13)
     True
     """
-    if not 1 <= check.integer("pairs", pairs) <= 7:
+    pairs = check.integer("pairs", pairs)
+    if pairs > 7:
         raise ValueError(f"pairs = {pairs} is more than float64 resolves; use 1 to 7")
     unit = np.exp(2j * np.pi * np.arange(1024) / 1024)
     with np.errstate(divide="ignore"):  # x = −1 is z = −∞
@@ -98,17 +99,17 @@ class Flow:
     """
 
     def __init__(self, K, Y, lam: float):
-        self.K, self.Y, self.lam = check.regression(K, Y, lam)
+        K, self.Y, self.lam = check.regression(K, Y, lam)
+        self.K = K.copy()  # for `end`, which may come after the caller has changed K
         self.mu, self.V = np.linalg.eigh(self.K)
         rounding = len(self.mu) * np.finfo(float).eps * np.abs(self.mu).max()
-        if self.mu[0] < -100 * rounding:
-            raise ValueError(
-                f"K is not positive semidefinite (its smallest eigenvalue is {self.mu[0]:.3g}); "
-                "pass K = ntk(X)"
-            )
+        check.semidefinite(self.mu[0], 100 * rounding)
         self.mu = self.mu.clip(0)
         self._a = self.mu + self.lam
         self._y = self.V.T @ self.Y
+
+    def __repr__(self) -> str:
+        return f"Flow: n = {len(self.Y)}, lam = {self.lam:g}"
 
     @cached_property
     def end(self) -> Ridge:
@@ -162,7 +163,7 @@ class Flow:
         Costs two products of (n, n) and (n, t_e), however many poles there are. Source: Eq 8 along
         the flow of Eq 3, as in Fig 6 and 7.
         """
-        k, t = check.columns(k, len(self.Y)), _time(t)
+        k, t = check.columns(k, len(self.Y)).copy(), _time(t)
         y_te = check.labels("y_te", y_te, k.shape[1])
         if t == math.inf:
             end = self.end.influence(k, y_te)
@@ -218,6 +219,10 @@ class Moment:
     f: np.ndarray
     shift: np.ndarray
     y_te: np.ndarray
+
+    def __repr__(self) -> str:
+        n, t_e = self.k.shape
+        return f"Moment: n = {n}, t_e = {t_e}, t = {self.t:g}, lam = {self.flow.lam:g}"
 
     @property
     def r_te(self) -> np.ndarray:

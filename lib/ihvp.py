@@ -9,7 +9,6 @@ of training. Nothing is estimated, and no width is too large.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from lib import check
 from lib.ridge import Influence, Ridge
@@ -67,8 +66,7 @@ def plateau(limit: Influence, X, X_te, kappa: float) -> np.ndarray:
     [[0.0]]
     """
     X, X_te = (
-        check.unit(name, torch.as_tensor(check.array(name, x, 2))).numpy()
-        for name, x in (("X", X), ("X_te", X_te))
+        check.unit(name, check.tensor(name, x)).numpy() for name, x in (("X", X), ("X_te", X_te))
     )
     alpha, model = limit.alpha, limit.model
     if (len(X), len(X_te)) != alpha.shape:

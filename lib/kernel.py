@@ -72,7 +72,7 @@ def _points(name: str, X, dtype: str, beside: torch.Tensor | None = None) -> tor
     precision = check.precision(dtype)
     if not isinstance(X, torch.Tensor):
         kind = np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64
-        X = torch.from_numpy(np.require(check.array(name, X, 2, kind), kind, ["C", "W"]))
+        X = check.tensor(name, X, kind)
     elif X.dtype not in (torch.float32, torch.float64):
         X = X.double()
     if beside is not None and X.device != beside.device:

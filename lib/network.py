@@ -102,9 +102,9 @@ def finite_kernel(
     >>> bool(abs(K[0, 0] - 0.5) < 0.1), float(K[0, 1])
     (True, 0.0)
     """
-    dtype = check.precision(dtype)
-    X = check.unit("X", torch.as_tensor(check.array("X", X, ndim=2), device=device))
-    X2 = X if X2 is None else torch.as_tensor(check.array("X2", X2, ndim=2), device=device)
+    dtype, m = check.precision(dtype), check.integer("m", m)
+    X = check.unit("X", check.tensor("X", X).to(device))
+    X2 = X if X2 is None else check.tensor("X2", X2).to(device)
     if X2 is not X and check.unit("X2", X2).shape[1] != X.shape[1]:
         raise ValueError(f"X2 must have {X.shape[1]} columns as X has, not {X2.shape[1]}")
     A, A2 = X.to(dtype), X2.to(dtype)

@@ -111,8 +111,12 @@ def retrain(
     ([0.5], [[0.0], [0.5], [0.5]])
     """
     data = [check.array(k, v, d) for k, v, d in (("X", X, 2), ("Y", Y, 1), ("X_te", X_te, 2))]
+    check.labels("Y", Y, len(data[0]))
     groups = _groups(groups, len(data[0]))
-    workers = None if workers is None else check.integer("workers", workers)
+    if workers is not None:  # joblib counts negative ones from the number of cores
+        workers = check.integer("workers", workers, at_least=-np.inf)
+        if workers == 0:
+            raise ValueError("workers = 0 trains nothing; pass a number, or -1 for every core")
     for name, value, allowed in (("method", method, METHODS), ("start", start, ("warm", "cold"))):
         if value not in allowed:
             raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")

@@ -55,8 +55,7 @@ class Problem:
         self, X, Y, X_te, *, lam: float, m: int, kappa: float, seed: int,
         antisymmetric: bool = False, dtype: str = "float32", device: str = "cpu",
     ):  # fmt: skip
-        X, X_te = (torch.as_tensor(check.array(k, v, 2)) for k, v in (("X", X), ("X_te", X_te)))
-        check.unit("X", X), check.unit("X_te", X_te)
+        X, X_te = (check.unit(k, check.tensor(k, v)) for k, v in (("X", X), ("X_te", X_te)))
         if X.shape[1] != X_te.shape[1]:
             raise ValueError(f"X_te must have {X.shape[1]} columns as X has, not {X_te.shape[1]}")
         self.n, self.m = len(X), check.integer("m", m)
@@ -68,13 +67,17 @@ class Problem:
         self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
         self.G, self.G_te, A = self.G64.to(**like), self.G64_te.to(**like), A.to(**like)
         self.digits, self.digits_te = Digits(self.G), Digits(self.G_te)
-        self.Z0, self.Z0_te = torch.empty(m, self.n, **like), torch.empty(m, len(X_te), **like)
-        self.a = torch.empty(m, **like)
+        self.Z0, self.Z0_te = torch.empty(self.m, self.n, **like), torch.empty(self.m, len(X_te), **like)
+        self.a = torch.empty(self.m, **like)
         for block, W, a in neurons(X.shape[1], m, kappa, seed, antisymmetric):
             Z = torch.as_tensor(W, **like) @ A.T
             self.Z0[block], self.Z0_te[block] = Z[:, : self.n], Z[:, self.n :]
             self.a[block] = torch.as_tensor(a, **like)
         self.a /= m**0.5  # the factor m^{-1/2} of Eq 1 goes with the signs
+
+    def __repr__(self) -> str:
+        t, settings = self.Z0_te.shape[1], f"lam = {self.lam:g}, kappa = {self.kappa:g}"
+        return f"Problem: n = {self.n}, t = {t}, m = {self.m}, {settings}"
 
     def blocks(self) -> Iterable[slice]:
         """Blocks of neurons that are worked on together."""
