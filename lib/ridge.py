@@ -318,7 +318,8 @@ def _singular(K: np.ndarray, lam: float, rcond: float) -> str:
     else:
         i, j = sorted(np.abs(vector[:, 0]).argsort()[-2:].tolist())
         cause = (
-            f"training points {i} and {j} depend on the others (more than d antipodal pairs do that)"
+            f"training points {i} and {j} depend on the others (more than d antipodal pairs do "
+            "that)"
         )
     return (
         f"K + lam I with lam = {lam:g} is singular to working precision (reciprocal condition "

@@ -67,7 +67,8 @@ class Problem:
         self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
         self.G, self.G_te, A = self.G64.to(**like), self.G64_te.to(**like), A.to(**like)
         self.digits, self.digits_te = Digits(self.G), Digits(self.G_te)
-        self.Z0, self.Z0_te = torch.empty(self.m, self.n, **like), torch.empty(self.m, len(X_te), **like)
+        self.Z0 = torch.empty(self.m, self.n, **like)
+        self.Z0_te = torch.empty(self.m, len(X_te), **like)
         self.a = torch.empty(self.m, **like)
         for block, W, a in neurons(X.shape[1], m, kappa, seed, antisymmetric):
             Z = torch.as_tensor(W, **like) @ A.T

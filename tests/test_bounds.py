@@ -246,3 +246,9 @@ def test_certified_refuses_what_has_no_answer():
         certified(inf, tolerance=0.1)
     with pytest.raises(ValueError, match="tolerance must be a finite number > 0"):
         certified(inf, tolerance=0)
+
+
+def test_an_indefinite_kernel_has_no_extremes():
+    with pytest.raises(ValueError, match="not positive semidefinite .* <= -0.25.; pass K = ntk"):
+        extremes([[0.5, 0.75], [0.75, 0.5]])
+    assert extremes(np.full((3, 3), 0.5))[0] == 0  # duplicates: rounding is no reason

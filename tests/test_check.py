@@ -1,11 +1,14 @@
 """What is said of bad input: the argument, the value and the remedy."""
 
+import tomllib
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import lib
 from lib import check
 
 
@@ -51,9 +54,16 @@ from lib import check
             "lam must be a finite number, not nan; pass",
         ),
         (lambda: check.number("lam", np.inf, at_least=0), ValueError, "not inf; pass a finite"),
-        (lambda: check.number("lam", "1"), TypeError, "lam must be a number, not '1'"),
+        (lambda: check.number("lam", "1"), TypeError, "lam must be a number, not '1'; pass one"),
+        (lambda: check.number("lam", [1.0]), TypeError, r"lam must be a number, not \[1.0\]; pass"),
+        (lambda: check.number("lam", np.ones(1)), TypeError, "lam must be a number, not array"),
         (lambda: check.number("lam", None), TypeError, "lam must be a number, not None"),
-        (lambda: check.integer("m", 1.5), ValueError, "m must be an integer, not 1.5"),
+        (
+            lambda: check.integer("m", 1.5),
+            ValueError,
+            "m must be an integer, not 1.5; pass a whole",
+        ),
+        (lambda: check.integer("m", np.True_), ValueError, "m must be an integer, not .*True"),
         (lambda: check.integer("m", True), ValueError, "m must be an integer, not True"),
         (lambda: check.integer("m", 0), ValueError, "m must be at least 1, not 0; choose a larger"),
         (lambda: check.indices("i", 3, 3), IndexError, "i = 3 is out of range; use 0 to 2"),
@@ -63,7 +73,8 @@ from lib import check
             IndexError,
             "i names 1 more than once; name each",
         ),
-        (lambda: check.indices("i", [0.0], 3), IndexError, "i must be one or several integers"),
+        (lambda: check.indices("i", [0.0], 3), IndexError, r"several integers, .*; pass a list"),
+        (lambda: check.indices("i", [True], 3), IndexError, "i must be one or several integers"),
         (lambda: check.indices("i", [], 3), IndexError, "i must be one or several integers"),
     ],
 )
@@ -103,3 +114,74 @@ def test_precision_names_the_two():
     assert check.precision("float32") is torch.float32
     with pytest.raises(ValueError, match="dtype must be 'float64' or 'float32', not 'half'"):
         check.precision("half")
+
+
+@pytest.mark.parametrize("whole", [20, 20.0, 2e1, np.float64(20), np.int32(20), torch.tensor(20.0)])
+def test_whole_numbers_become_integers(whole):
+    assert check.integer("m", whole) == 20 and type(check.integer("m", whole)) is int
+
+
+@pytest.mark.parametrize("y", [[0, 1, 1], [0.0, 1.0, 0.0], torch.tensor([1, 0, 1]), [1, 0, True]])
+def test_labels_0_and_1_are_refused(y):
+    with pytest.raises(
+        ValueError, match=r"Y has labels 0 and 1, but .* -1 and \+1; pass 2.0 \* np.array\(Y\) - 1"
+    ):
+        check.labels("Y", y, 3)
+
+
+@pytest.mark.parametrize("y", [[True, False], np.array([True, True]), torch.tensor([True, False])])
+def test_labels_that_are_booleans_are_refused(y):
+    with pytest.raises(ValueError, match="Y has labels False and True, .* 2.0 . np.array"):
+        check.labels("Y", y, 2)
+    mapped = check.labels("Y", 2.0 * np.asarray(y) - 1, 2)
+    assert mapped.tolist() == [1, 1 if bool(y[1]) else -1]
+
+
+@pytest.mark.parametrize("y", [[1, 1], [-1, 1], [0, 0], [0, 0.5], [0, -1], [0.0, 1 - 1e-12]])
+def test_labels_and_targets_that_are_right(y):
+    assert check.labels("Y", y, 2).tolist() == y
+
+
+def test_labels_are_a_copy():
+    y = np.array([1.0, -1.0])
+    check.labels("Y", y, 2)[0] = 0
+    assert y.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.ma.array([1.0, -1.0, 1.0], mask=[True, False, True]),
+        [np.ma.masked, 1.0, np.ma.masked],
+        [np.ma.array([1.0, 2.0], mask=True), np.ma.array([1.0, 2.0])],
+    ],
+)
+def test_masked_entries_are_refused(x):
+    with pytest.raises(ValueError, match="Y has 2 masked entries; remove such points, or pass Y.f"):
+        check.array("Y", x, (1, 2))
+    with pytest.raises(ValueError, match="i has 1 masked entry"):
+        check.indices("i", np.ma.array([0, 1], mask=[True, False]), 3)
+    full = np.ma.array([1.0, -1.0], mask=False)
+    assert check.array("Y", full, 1).tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int8])
+def test_tensors_of_every_precision(dtype):
+    x = torch.tensor([[0.5, -1.0]]).to(dtype)
+    got = check.array("X", x, 2)
+    assert got.dtype == np.float64 and got.tolist() == x.double().tolist()
+
+
+@pytest.mark.parametrize(
+    "lay", [lambda x: x[::-1, ::-1], lambda x: x.T.copy().T, lambda x: np.broadcast_to(x, x.shape)]
+)
+def test_tensor_of_any_strides(recwarn, lay):
+    x = lay(np.arange(6.0).reshape(2, 3))
+    assert check.tensor("X", x).tolist() == x.tolist() and not recwarn.list
+
+
+def test_version_is_that_of_the_package():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert lib.__version__ == project["version"]
+    assert f"version: {lib.__version__}" in (root / "CITATION.cff").read_text(encoding="utf-8")

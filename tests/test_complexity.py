@@ -99,3 +99,8 @@ def test_bad_input():
         complexity(np.eye(2), [1])
     with pytest.raises(ValueError, match="K must be symmetric"):
         complexity([[0.5, 0.1], [0.2, 0.5]], [1, -1])
+
+
+def test_labels_0_and_1_are_refused():
+    with pytest.raises(ValueError, match="Y has labels 0 and 1"):
+        complexity(np.eye(2), [0, 1])

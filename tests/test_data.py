@@ -1,7 +1,9 @@
 """Images to unit vectors: embedded digits, IDX files, CIFAR batches, folders, and damaged data."""
 
 import pickle
+import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,11 +45,11 @@ def photos(root):
     return root / "photos"
 
 
-def write_photos(folder, size=(4, 5)):
+def write_photos(folder, size=(4, 5), blue=7):
     for c, name in enumerate(("ant", "bee", "cat")):
         (folder / name).mkdir(parents=True)
         for i in range(12):
-            Image.new("RGB", size, (10 * c + 20, i, 7)).save(folder / name / f"{i:02}.png")
+            Image.new("RGB", size, (10 * c + 20, i, blue)).save(folder / name / f"{i:02}.png")
 
 
 def test_default_is_embedded_and_needs_no_network(root, no_network):
@@ -115,6 +117,7 @@ def test_cifar10_in_its_original_files(root, monkeypatch):
     folder.mkdir()
     for batch in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
         pixels = np.repeat(np.arange(1, 21, dtype=np.uint8)[:, None], 3072, axis=1)
+        pixels[:, 0] = 100 + len(list(folder.iterdir()))  # no image is a copy of another
         content = {"data": pixels, "labels": [i % 10 for i in range(20)]}
         (folder / batch).write_bytes(pickle.dumps(content))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
@@ -142,8 +145,8 @@ def test_folder_of_images(photos):
 
 
 def test_folder_of_images_with_train_and_test(root):
-    for part in ("train", "test"):
-        write_photos(root / "own" / part)
+    for blue, part in enumerate(("train", "test")):
+        write_photos(root / "own" / part, blue=blue)
     drawn = load("own:ant+bee/cat", n_train=24, n_test=24)  # all there are, in each part
     assert sorted(drawn.index[drawn.Y == -1]) == sorted(drawn.index_te[drawn.Y_te == -1])
     (root / "own" / "test" / "ant").rename(root / "own" / "test" / "fly")
@@ -234,14 +237,16 @@ def test_truncated_mnist(mnist, no_network, file, kept):
 def test_damaged_image(photos, damage):
     path = photos / "bee" / "03.png"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(OSError, match=f"image {path} cannot be read .*; replace it"):
+    with pytest.raises(
+        OSError, match=rf"1 of 24 images cannot be read: {path} \(.+\); replace or remove them"
+    ):
         load("photos:ant/bee", n_train=12, n_test=12)
 
 
 def test_images_of_different_size(photos):
     Image.new("RGB", (9, 9), (1, 2, 3)).save(photos / "bee" / "03.png")
     with pytest.raises(
-        ValueError, match=r"photos differ in size: \[\(5, 4, 3\), \(9, 9, 3\)\]; pass"
+        ValueError, match=r"differ in size: .*photos.*png has 5 by 4, .*03.png has 9 by 9; pass"
     ):
         load("photos:ant/bee", n_train=22, n_test=2)
     assert load("photos:ant/bee", n_train=22, n_test=2, size=4).X.shape == (22, 48)
@@ -249,16 +254,15 @@ def test_images_of_different_size(photos):
 
 def test_blank_image(photos):
     Image.new("RGB", (4, 5), (0, 0, 0)).save(photos / "bee" / "03.png")
-    with pytest.raises(ValueError, match=r"image \d+ of .photos. is all zeros .*; remove it from"):
+    with pytest.raises(ValueError, match=r"photos/bee/03.png: all zeros \(1 such .*; remove them"):
         load("photos:ant/bee", n_train=22, n_test=2)
 
 
 def test_folder_without_images(photos):
     (photos / "dog").mkdir()
-    with pytest.raises(
-        ValueError, match="photos needs one sub-folder of images for each class: .*dog"
-    ):
-        load("photos:ant/bee")
+    assert load("photos:ant/bee", n_train=4, n_test=2).classes == ("ant", "bee")
+    with pytest.raises(ValueError, match=r"only 0 are there; add files \(.bmp, .*, .webp\)"):
+        load("photos:ant/dog", n_train=4, n_test=2)
     (photos.parent / "empty").mkdir()
     with pytest.raises(ValueError, match="empty needs one sub-folder of images for each class"):
         load("empty")
@@ -305,3 +309,287 @@ def test_damaged_cifar10_is_not_said_to_be_missing(tmp_path, monkeypatch, no_net
     with pytest.raises(OSError, match="a file of cifar10 below .* is damaged .* delete it"):
         load("cifar10", n_train=2, n_test=2)
     assert no_network == []
+
+
+# --- photos of other people -------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(root):
+    """The function (image, suffix) → its pixels: a folder in which every image but one is grey."""
+
+    def pixels(image, suffix="png", **settings):
+        folder = root / "own"
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in ("odd", "grey"):
+            (folder / name).mkdir(parents=True)
+        image.save(folder / "odd" / f"1.{suffix}", **settings.pop("save", {}))
+        shape = np.asarray(image).shape[:2]
+        for name, i in (("odd", 2), ("grey", 1), ("grey", 2)):
+            Image.new("RGB", shape[::-1], (90 + i, 90, 90)).save(folder / name / f"{i}.png")
+        drawn = load("own:odd/grey", n_train=2, n_test=2, **settings)
+        every = zip([*drawn.files, *drawn.files_te], [*drawn.images, *drawn.images_te], strict=True)
+        return next(x for file, x in every if file.endswith(f"odd/1.{suffix}"))
+
+    return pixels
+
+
+GREY16 = (np.arange(1, 21) * 3000).reshape(4, 5).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [("png", "<u2"), ("png", ">u2"), ("tif", "<u2"), ("tif", ">u2"), ("tif", "i4")],
+)
+def test_grey_of_16_bits_keeps_its_range(two, suffix, kind):
+    image = Image.fromarray(GREY16.astype(kind))
+    x = two(image, suffix)
+    expected = np.repeat(GREY16[:, :, None] / 65535, 3, axis=2)
+    np.testing.assert_allclose(x, expected, rtol=1e-6)  # single precision, and not 8 bits
+
+
+def test_grey_of_more_than_16_bits_has_no_range(two):
+    for value in (70_000, -1):
+        image = Image.fromarray(np.where(GREY16 == 3000, np.int32(value), GREY16.astype(np.int32)))
+        with pytest.raises(OSError, match=r"odd/1.tif \(values from .*; scale them to 0 to 65535"):
+            two(image, "tif")
+
+
+def test_floating_point_images_lie_in_0_to_1(two):
+    grey = (GREY16 / 65535).astype(np.float32)
+    np.testing.assert_allclose(two(Image.fromarray(grey), "tif")[:, :, 1], grey, rtol=1e-6)
+    for value in (255.0, -0.1, np.nan):
+        with pytest.raises(OSError, match=r"odd/1.tif \(values from .*; scale them to 0 to 1\)"):
+            two(Image.fromarray(np.where(GREY16 == 3000, value, grey).astype(np.float32)), "tif")
+
+
+def test_transparency_shows_white(two):
+    colours = np.zeros((4, 5, 4), dtype=np.uint8)  # black, and seen by its transparency alone
+    colours[..., 3] = np.arange(20).reshape(4, 5) * 12
+    expected = np.repeat(1 - colours[..., 3:] / 255, 3, axis=2)
+    np.testing.assert_allclose(two(Image.fromarray(colours)), expected, atol=1 / 255)
+    grey = Image.fromarray(colours).convert("LA")
+    np.testing.assert_allclose(two(grey), expected, atol=1 / 255)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "I;16"])
+def test_one_transparent_colour_shows_white(two, mode):
+    grey = np.full((4, 5), 30, dtype=np.uint16 if mode == "I;16" else np.uint8)
+    grey[1, 2] = 10
+    image = Image.fromarray(grey)
+    image = image if mode == "I;16" else image.convert(mode)
+    if mode == "P":
+        image.putpalette([c // 3 for c in range(768)])
+    key = (10, 10, 10) if mode == "RGB" else image.getpixel((2, 1))
+    x = two(image, save={"transparency": key})
+    assert (x[1, 2] == 1).all() and (x < 1).all(axis=2).sum() == 19
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_exif(two, orientation):
+    upright = np.arange(20, dtype=np.uint8).reshape(4, 5) * 10 + 5
+    stored = {  # what a camera stores, so that the viewer's turn or mirror gives the upright image
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.T, 6: np.rot90(upright), 7: upright[::-1, ::-1].T, 8: np.rot90(upright, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    x = two(image, size=None if stored.shape == (4, 5) else 4, save={"exif": exif})
+    if stored.shape == (4, 5):
+        np.testing.assert_array_equal(x[:, :, 0] * 255, upright)
+    else:  # of the other shape than the grey ones: the longer side loses its ends
+        square = np.asarray(two(Image.fromarray(upright), size=4))
+        np.testing.assert_allclose(x, square, atol=1 / 255)
+
+
+def test_modes_of_colour(two):
+    shades = np.arange(20, dtype=np.uint8).reshape(4, 5) * 10 + 5
+    plain = Image.merge("RGB", [Image.fromarray(shades)] * 3)
+    expected = np.asarray(plain) / 255
+    for mode, suffix in (("L", "png"), ("P", "png"), ("CMYK", "tif"), ("RGB", "bmp"), ("1", "png")):
+        image = plain.convert(mode)
+        want = np.asarray(image.convert("RGB")) / 255
+        np.testing.assert_array_equal(two(image, suffix), want)
+        if mode in ("L", "CMYK"):
+            np.testing.assert_allclose(want, expected, atol=1 / 255)
+
+
+def test_grey_and_colour_in_one_folder(photos):
+    Image.new("L", (4, 5), 77).save(photos / "bee" / "03.png")
+    Image.fromarray(np.full((5, 4), 7000, np.uint16)).save(photos / "bee" / "04.png")
+    drawn = load("photos:ant/bee", n_train=22, n_test=2)
+    assert drawn.images.shape == (22, 5, 4, 3) and np.isfinite(drawn.X).all()
+
+
+def test_a_photo_keeps_its_shape_when_it_is_resized(two):
+    wide = np.zeros((20, 60), dtype=np.uint8) + 9
+    wide[:, 20:40] = 200  # the square in the middle
+    x = two(Image.fromarray(wide), size=10)
+    assert x.shape == (10, 10, 3) and (x[:, 1:-1] > 0.75).all()
+    tall = two(Image.fromarray(np.ascontiguousarray(wide.T)), size=10)
+    np.testing.assert_allclose(tall, x.transpose(1, 0, 2), atol=2 / 255)
+    deep = two(Image.fromarray(wide.astype(np.uint16) * 257), size=10)
+    np.testing.assert_allclose(deep, x, atol=2 / 255)
+
+
+def test_every_damaged_file_is_named_in_one_run(photos):
+    def damaged(*paths):
+        with pytest.raises(OSError) as caught:
+            load("photos:ant/bee", n_train=2, n_test=22)
+        message = str(caught.value)
+        assert all(str(path) in message for path in paths)
+        return message
+
+    broken = photos / "ant" / "00.png", photos / "ant" / "07.png", photos / "bee" / "01.png"
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:50])
+    assert damaged(*broken).startswith("3 of 24 images cannot be read: ")
+    for i in range(4, 12):
+        (photos / "bee" / f"{i:02}.png").write_bytes(b"no image")
+    assert ", and 6 more; replace or remove them" in damaged(photos / "bee" / "05.png")
+    (photos / "cat" / "00.png").write_bytes(b"")  # of a class that nobody asked for
+    assert damaged().startswith("11 of 24 images")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SyntaxError("broken PNG"), Image.DecompressionBombError("bomb"), EOFError(), OSError("disk")],
+)
+def test_whatever_a_decoder_raises_names_the_file(photos, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(data.ImageOps, "exif_transpose", fail)
+    says = str(error) or "EOFError"
+    with pytest.raises(OSError, match=rf"24 of 24 images .* {photos}/ant/00.png \({says}\), "):
+        load("photos:ant/bee", n_train=4, n_test=2)
+
+
+def test_hidden_files_and_folders_are_no_data(photos):
+    for name in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        (photos / name).mkdir()
+        Image.new("RGB", (4, 5), "red").save(photos / name / "x.png")
+        (photos / "ant" / name).mkdir()
+        Image.new("RGB", (4, 5), "red").save(photos / "ant" / name / "x.png")
+    for name in ("._00.png", ".hidden.png"):
+        (photos / "ant" / name).write_bytes(b"no image")
+    (photos / "ant" / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match="there are ant, bee, cat$"):
+        load("photos")
+    drawn = load("photos:ant/bee", n_train=12, n_test=12)
+    assert {Path(file).name for file in [*drawn.files, *drawn.files_te]} == {
+        f"{i:02}.png" for i in range(12)
+    }
+
+
+def test_files_tell_where_a_point_is_from(photos):
+    drawn = load("photos:cat/ant", n_train=12, n_test=8)
+    for files, images, Y in (
+        (drawn.files, drawn.images, drawn.Y), (drawn.files_te, drawn.images_te, drawn.Y_te)
+    ):  # fmt: skip
+        for file, image, y in zip(files, images, Y, strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(file)) / 255, image)
+            assert ("/cat/" in file) == (y == 1)
+    assert set(load("digits", n_train=4, n_test=2).files) == {""}
+
+
+def test_files_in_folders_of_a_class_come_in_the_order_of_torchvision(photos):
+    for below in ("z", "b"):
+        (photos / "ant" / below).mkdir()
+        Image.new("RGB", (4, 5), "red").save(photos / "ant" / below / "x.JPG")
+    (photos / "ant" / "c.webp").write_bytes(b"")
+    folder = data._import_datasets().ImageFolder(str(photos))
+    pool = data._files(photos, folder.classes)
+    assert [(str(f), int(c)) for f, c in zip(pool.files, pool.targets, strict=True)] == [
+        (f, c) for f, c in folder.samples
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("c++", "c"), ("c", "c++"), ("a+b", "a"), ("a:b", "c,d"), ("it's", "that's"),
+        ("a, b", "c"), ("1", "2"), ("new york", "b(c)"), ("c+", "c++"), ("[x]", "*"),
+    ],
+)  # fmt: skip
+def test_names_of_classes(root, first, second):
+    for folder in ("own", "o,w:n+'s"):
+        for c, name in enumerate((first, second, "x")):
+            (root / folder / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (4, 5), (10 * c + 20, i, 7)).save(
+                    root / folder / name / f"{i}.png"
+                )
+        for name, classes in (
+            (f"{folder}:{first}/{second}", (first, second)),
+            (f"{root / folder}: {first} / {second}", (first, second)),
+            (f"{folder}:{second}+x/{first}", (f"{second}+x", first)),
+        ):
+            one, other = load_all(f"{name}, digits", n_train=4, n_test=2)
+            assert one.classes == classes and other.name == "digits"
+            assert set(one.images[one.Y == 1][:, 0, 0, 0] * 255 // 10) <= {2, 3, 4}
+            assert load_all([name], n_train=4, n_test=2)[0].classes == classes
+
+
+def test_names_of_classes_that_are_not_there(photos):
+    (photos / "c++").mkdir()
+    with pytest.raises(ValueError, match=r"class 'c' is not in 'photos'; choose from ant, .*c\+\+"):
+        load("photos:c/ant")
+    with pytest.raises(ValueError, match="class 'dog' is not in 'photos'"):
+        load("photos:ant+dog/bee")
+    with pytest.raises(ValueError, match="'mnits' is no data set"):
+        load_all("photos:ant/bee, mnits:4/9", n_train=4, n_test=2)
+    with pytest.raises(ValueError, match="class '10' is not in 'digits'"):
+        load_all("digits:3/10, digits:3/8", n_train=4, n_test=2)
+
+
+def test_a_number_is_the_name_of_a_folder(root):
+    write_photos(root / "2024")
+    write_photos(root / "2024:10")
+    for name in (2024, "2024"):
+        with pytest.raises(ValueError, match="name = '2024:' must name two classes"):
+            load_all(name, n_train=4, n_test=2)
+    assert load("2024:ant/bee", n_train=4, n_test=2).name == "2024"
+    assert load("2024:10:ant/bee", n_train=4, n_test=2).name == "2024:10"  # the longest
+    with pytest.raises(ValueError, match="'2023' is no data set"):
+        load_all(2023)
+    for wrong in (2024.1, True, None):
+        with pytest.raises(TypeError, match="names must be text .* not .*; write it in quotes"):
+            load_all(wrong)
+
+
+def test_copies_between_training_and_test_are_named(photos):
+    for folder in photos.iterdir():
+        for i in range(6):
+            (folder / f"{i + 6:02}.png").write_bytes((folder / f"{i:02}.png").read_bytes())
+    with pytest.warns(
+        UserWarning, match=r"\d+ of 12 test images of 'photos' are exact copies of tr"
+    ) as w:
+        drawn = load("photos:ant/bee", n_train=12, n_test=12)
+    assert drawn.copies and f"{len(drawn.copies)} of 12" in str(w[0].message)
+    for i, j in drawn.copies:
+        np.testing.assert_array_equal(drawn.X[i], drawn.X_te[j])
+    i, j = drawn.copies[0]
+    assert f"{drawn.files_te[j]} of {drawn.files[i]}" in str(w[0].message)
+
+
+def test_no_copies_no_warning(photos, recwarn):
+    assert load("photos:ant/bee", n_train=12, n_test=12).copies == []
+    assert load("digits", n_train=200, n_test=100).copies == []
+    assert not recwarn.list
+
+
+def test_nothing_left_for_the_test(photos):
+    with pytest.raises(
+        ValueError, match="n_test = 2 needs 1 .* only 0 are left; choose a smaller n_t"
+    ):
+        load("photos:ant/bee", n_train=24, n_test=2)
+    with pytest.raises(ValueError, match="only 2 are left; use n_test <= 4"):
+        load("photos:ant/bee", n_train=20, n_test=6)
+
+
+def test_whole_floats_count(photos):
+    one = load("photos:ant/bee", n_train=20.0, n_test=np.float64(4), seed=1e0, size=3.0)
+    two = load("photos:ant/bee", n_train=20, n_test=4, seed=1, size=3)
+    np.testing.assert_array_equal(one.X, two.X)

@@ -290,3 +290,26 @@ def test_arguments_stay_as_they_were():
     density.subset_bound(K, 1.0)
     density.log_density(D, density.bandwidth(D))
     np.testing.assert_array_equal((K, D), before)
+
+
+def test_arrays_of_any_strides_and_whole_floats():
+    centres = np.eye(3)
+    X, component = density.mixture(centres, [0.5, 0.3, 0.2], 10, 0.1)
+    back, same = density.mixture(centres[::-1][::-1], [0.5, 0.3, 0.2], 1e1, 0.1, seed=0.0)
+    np.testing.assert_array_equal(back, X)
+    np.testing.assert_array_equal(same, component)
+    flipped, _ = density.mixture(centres[::-1], [0.2, 0.3, 0.5], 10.0, 0.1)
+    assert flipped.shape == (10, 3)
+    np.testing.assert_array_equal(
+        density.radius(X[::-1], component[::-1]), density.radius(X, component)
+    )
+
+
+def test_masked_components_are_refused():
+    with pytest.raises(ValueError, match="component has 1 masked entry; remove"):
+        density.radius(np.eye(2), np.ma.array([0, 1], mask=[False, True]))
+
+
+def test_a_subset_bound_needs_a_kernel():
+    with pytest.raises(ValueError, match="K is not positive semidefinite; pass K = ntk"):
+        density.subset_bound([[0.5, 0.9], [0.9, 0.5]], 1.0)

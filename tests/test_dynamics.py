@@ -326,3 +326,49 @@ def test_groups_that_are_none(t):
         flow.remove(1, [0.5, 0.5], t)
     with pytest.raises(IndexError, match="groups is empty; name at least one"):
         flow.remove([], [0.5, 0.5], t)
+
+
+def test_a_flow_stays_as_it_was_made(points):
+    X, Y = points(20, 5), np.linspace(-1, 1, 15)
+    K, k, y_te = ntk(X[:15]), ntk(X[:15], X[15:]), np.ones(5)
+    flow, copy = Flow(K, Y, 0.5), k.copy()
+    moments = [flow.influence(k, y_te, t) for t in (2.0, math.inf)]
+
+    def everything():
+        parts = [getattr(m, name) for m in moments for name in ("exact", "ihvp", "unrolled", "loo")]
+        parts += [f(t) for t in (2.0, math.inf) for f in (flow.r, flow.beta)]
+        return parts + [flow.predict(copy, 2.0), flow.remove([0, [1, 2]], copy, math.inf)]
+
+    changed = Flow(K.copy(), Y.copy(), 0.5)  # the same flow, of which nothing is computed before
+    for array in (K, k, Y, y_te):
+        array[:] = 0.25
+    now, flow = everything(), changed
+    moments = [flow.influence(copy, np.ones(5), t) for t in (2.0, math.inf)]
+    for a, b in zip(now, everything(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_flow_and_moment_say_shapes_and_settings():
+    flow = Flow(np.eye(2) / 2, [1, -1], 0.25)
+    now = flow.influence([0.5, 0.25], [1.0], t=math.inf)
+    assert str(flow) == repr(flow) == "Flow: n = 2, lam = 0.25"
+    assert str(now) == repr(now) == "Moment: n = 2, t_e = 1, t = inf, lam = 0.25"
+
+
+def test_labels_0_and_1_are_refused():
+    with pytest.raises(ValueError, match="Y has labels 0 and 1"):
+        Flow(np.eye(2) / 2, [0, 1], 0.25)
+    with pytest.raises(ValueError, match="y_te has labels False and True"):
+        Flow(np.eye(2) / 2, [-1, 1], 0.25).influence(np.eye(2) / 2, [True, False], 1.0)
+
+
+def test_whole_floats_count():
+    np.testing.assert_array_equal(exponential(5.0), exponential(5))
+
+
+def test_negative_strides_change_nothing(points):
+    K, k, Y = ntk(points(12, 4)), ntk(points(12, 4), points(3, 4, 1)), np.linspace(-1, 1, 12)
+    y_te = np.array([1.0, -1.0, 0.5])
+    there = Flow(K, Y, 0.1).influence(k, y_te, 2.0).exact
+    back = Flow(K[::-1, ::-1], Y[::-1], 0.1).influence(k[::-1, ::-1], y_te[::-1], 2.0).exact
+    np.testing.assert_allclose(back[::-1, ::-1], there, atol=1e-12)

@@ -76,9 +76,9 @@ def by_hand():
 def test_eq_12_by_hand():
     f0 = 0.1 / 2**0.5  # f = f₀ + ½b with λb = 1 − f: f = (f₀ + 1)/2
     r = (f0 + 1) / 2 - 1
-    estimate = ihvp(by_hand(), [1.0, 0.0])
+    estimate = ihvp(by_hand(), [1.0, 0.5])
     # r_te r_i K/(K + λ), and nothing between orthogonal points
-    np.testing.assert_allclose(estimate, [[r**2 / 2, 0], [0, r * (1 + r) / 2]], atol=1e-8)
+    np.testing.assert_allclose(estimate, [[r**2 / 2, 0], [0, r * (1.5 + r) / 2]], atol=1e-8)
 
 
 def test_eq_12_is_the_slope_of_the_test_loss_as_a_point_loses_weight():
@@ -87,7 +87,7 @@ def test_eq_12_is_the_slope_of_the_test_loss_as_a_point_loses_weight():
     loss = [0.5 * ((f0 + 1 - v) / (2 - v) - 1) ** 2 for v in (-w, w)]
     slope = (loss[1] - loss[0]) / (2 * w)
     assert slope > 0.1  # losing weight hurts: positive, as Eq 7
-    np.testing.assert_allclose(ihvp(by_hand(), [1.0, 0.0])[0, 0], slope, rtol=1e-6)
+    np.testing.assert_allclose(ihvp(by_hand(), [1.0, 0.5])[0, 0], slope, rtol=1e-6)
 
 
 # --- against the dense Hessian ------------------------------------------------------------------
@@ -248,3 +248,17 @@ def test_prop_1_covariance_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             covariance(u, kappa)
+
+
+def test_plateau_of_arrays_of_any_strides(points):
+    X, X_te = points(8, 5), points(3, 5, 1)
+    limit = Ridge(ntk(X), np.linspace(-1, 1, 8), 0.5).influence(ntk(X, X_te), [1, -1, 1])
+    expected = plateau(limit, X, X_te, kappa=0.1)
+    found = plateau(limit, X[::-1].copy()[::-1], np.broadcast_to(X_te, X_te.shape), kappa=0.1)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_labels_0_and_1_are_refused():
+    p = Problem(np.eye(2), [1.0, -1.0], np.eye(2), lam=0.5, m=20, kappa=1.0, seed=0)
+    with pytest.raises(ValueError, match="y_te has labels 0 and 1"):
+        ihvp(newton(p), [0, 1])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib.data import unit_rows
 from lib.kernel import NEAR, ntk
 
 EPS = np.finfo(float).eps
@@ -192,3 +193,20 @@ NOT_FINITE = np.array([[1.0, 0.0], [0.6, np.nan]])
 def test_bad_input(arguments, settings, message):
     with pytest.raises(ValueError, match=message):
         ntk(*arguments, **settings)
+
+
+def test_arrays_of_any_strides_locked_or_of_low_precision(points, recwarn):
+    X = points(9, 4)
+    K = ntk(X)
+    np.testing.assert_allclose(ntk(X[::-1])[::-1, ::-1], K, atol=EPS)
+    locked = np.broadcast_to(X, X.shape)
+    np.testing.assert_allclose(ntk(locked, X[::-1])[:, ::-1], K, atol=8 * EPS)
+    single = X.astype(np.float32)
+    np.testing.assert_allclose(ntk(single[::-1])[::-1, ::-1], K, atol=1e-6)
+    assert not recwarn.list
+    half = unit_rows(torch.tensor(X).bfloat16())
+    np.testing.assert_allclose(ntk(half), K, atol=0.02)
+    with pytest.raises(ValueError, match="rows of unit norm.*lib.data.unit_rows"):
+        ntk(torch.tensor(X).bfloat16())
+    with pytest.raises(ValueError, match="X has 1 masked entry"):
+        ntk(np.ma.array(X, mask=np.arange(36).reshape(9, 4) == 5))

@@ -100,3 +100,16 @@ def test_eq1_bad_points():
     X[1, 2] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         finite_kernel(X, m=4, seed=0)
+
+
+def test_kernel_of_arrays_of_any_strides_and_whole_floats(points, recwarn):
+    X = points(30, 10)
+    K = finite_kernel(X, m=1000, seed=0)
+    back = finite_kernel(X[::-1], m=1e3, seed=0.0)
+    np.testing.assert_allclose(back, K[::-1, ::-1], atol=1e-14)
+    locked = np.broadcast_to(X, X.shape)
+    back = finite_kernel(X[::-1], locked, m=1000, seed=0)
+    np.testing.assert_allclose(back, K[::-1], atol=1e-14)
+    assert not recwarn.list
+    for a, b in zip(initialise(10.0, 4e0, 0.1, 0.0), initialise(10, 4, 0.1, 0), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -404,13 +404,17 @@ BAD = [
     ({"groups": [0.5]}, IndexError, "must be one or several integers"),
     ({"method": "adam"}, ValueError, "method must be 'newton' or 'gradient descent', not 'adam'"),
     ({"start": "hot"}, ValueError, "start must be 'warm' or 'cold', not 'hot'"),
-    ({"workers": 0}, ValueError, "workers must be at least 1"),
+    ({"workers": 0}, ValueError, "workers = 0 trains nothing; pass a number, or -1 for every core"),
+    ({"workers": 1.5}, ValueError, "workers must be an integer, not 1.5"),
     ({"threads": 0}, ValueError, "threads must be at least 1"),
     ({"lamda": 1.0}, TypeError, "lamda"),
     ({"lam": 0}, ValueError, "lam must be a finite number > 0"),
     ({"kappa": 0}, ValueError, "kappa must be a finite number > 0"),
     ({"m": 0}, ValueError, "m must be at least 1"),
     ({"Y": [1.0]}, ValueError, "Y has 1 entries"),
+    ({"Y": np.arange(10) % 2}, ValueError, "Y has labels 0 and 1, but the two classes are -1 and"),
+    ({"Y": [True] * 10}, ValueError, "Y has labels False and True"),
+    ({"Y": np.ma.array(np.ones(10), mask=[1] + 9 * [0])}, ValueError, "Y has 1 masked entry"),
     ({"X": [[np.nan, 1.0]]}, ValueError, "X has 1 value that is not finite"),
 ]
 
@@ -421,6 +425,15 @@ def test_bad_input(stand_in, data, tmp_path, bad, error, match):
     with pytest.raises(error, match=match):
         retrain(**arguments | bad, file=tmp_path / "file")
     assert not stand_in and not any(file.read_bytes() for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [-1, -2, 1.0, None])
+def test_workers_are_those_of_joblib(stand_in, data, workers):
+    with parallel_config(backend="threading"):
+        result = retrain(*data, GROUPS, workers=workers, **SETTINGS | {"m": 64.0})
+    same(result, retrain(*data, GROUPS, workers=1, **SETTINGS))
+    with pytest.raises(ValueError, match="y_te has labels 0 and 1"):
+        result.influence([0, 1, 0])
 
 
 @pytest.mark.parametrize("workers", [1, 2])

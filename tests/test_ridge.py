@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import RidgeCV
 
+from lib.bounds import certificate, certified, upper_bound, worst_case
 from lib.data import load
 from lib.kernel import ntk
 from lib.ridge import Ridge, objective, refit_without
@@ -319,3 +320,109 @@ def test_a_matrix_that_is_no_kernel():
         Ridge(np.zeros((3, 3)), np.ones(3), 0)
     with pytest.raises(ValueError, match="lam = 1e-20 is singular .* choose lam > 1e-20"):
         Ridge(np.full((2, 2), 0.5), np.ones(2), 1e-20)
+
+
+def kernel_with(lowest, n, V):
+    """A kernel of eigenvectors V whose spectrum falls from n/4, but for its smallest eigenvalue."""
+    mu = np.geomspace(n / 4, 0.03, n)
+    mu[-1] = lowest
+    K = V * mu @ V.T
+    return (K + K.T) / 2
+
+
+@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize("n", [2, 10, 300])
+def test_indefinite_kernels_are_refused(n, spread):
+    # an eigenvector over all points, or near to one of them
+    A = np.random.default_rng(n).standard_normal((n, n))
+    V = np.linalg.qr(A if spread else 1e-3 * A + np.eye(n))[0]
+    for lam in (1e-4, 0.1, 1.0, 30.0):
+        for share in (0.9, 0.5, 0.1, 0.02):
+            K = kernel_with(-share * lam, n, V)
+            with pytest.raises(
+                ValueError, match="not positive semidefinite .* eigenvalue <= -.*ntk"
+            ):
+                Ridge(K, np.ones(n), lam)
+        for lowest in (0.0, 1e-12, 1e-3 * lam):
+            h = Ridge(kernel_with(lowest, n, V), np.ones(n), lam).h
+            assert (h > -1e-9).all() and (h <= 1).all()
+
+
+def test_a_matrix_with_many_negative_eigenvalues_is_refused(points):
+    X = points(200, 10)
+    for K in (np.tanh(X @ X.T - 1), 0.5 - np.linalg.norm(X[:, None] - X, axis=2) ** 3):
+        lowest = np.linalg.eigvalsh(K)[0]
+        for lam in (0.5 * -lowest, -1.1 * lowest, -8 * lowest):
+            with pytest.raises(ValueError, match="not positive semidefinite"):
+                Ridge(K, np.ones(200), lam)
+
+
+@pytest.mark.parametrize("lam", [1e-6, 1e-3, 1.0, 1e8])
+def test_kernels_with_duplicates_are_not_indefinite(points, lam):
+    X = points(400, 20)[np.arange(600) % 400]
+    assert np.isfinite(Ridge(ntk(X), np.ones(600), lam).beta).all()
+    if lam >= 1e-3:  # single precision moves eigenvalues by some 1e-6
+        X = X.astype(np.float32)
+        assert np.isfinite(Ridge(ntk(X, dtype="float32"), np.ones(600), lam).beta).all()
+
+
+def test_a_model_stays_as_it_was_fitted(points):
+    X, Y = points(20, 5), np.linspace(-1, 1, 15)
+    K, k, y_te = ntk(X[:15]), ntk(X[:15], X[15:]), np.ones(5)
+    model = Ridge(K, Y, 0.5)
+    inf = model.influence(k, y_te)
+
+    def everything():
+        two = model.influence(copies[1], np.ones(5)), inf
+        parts = [getattr(i, name) for i in two for name in ("exact", "ihvp", "loo", "rescaled")]
+        bounds = certificate(model), worst_case(model), *(certified(i, 0.1)[0] for i in two)
+        return [
+            *parts,
+            *bounds,
+            upper_bound(inf, 9.0),
+            model.predict(copies[1]),
+            model.h,
+            model.rho,
+        ]
+
+    copies = K.copy(), k.copy()
+    before = everything()
+    for array in (K, k, Y, y_te):
+        array[:] = 0.25
+    for a, b in zip(before, everything(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_models_say_shapes_and_settings():
+    inf = HAND.influence([0.5, 0.25], [1.0])
+    assert str(HAND) == repr(HAND) == "Ridge: n = 2, lam = 0.25"
+    assert str(inf) == repr(inf) == "Influence: n = 2, t = 1, lam = 0.25"
+
+
+def test_labels_0_and_1_are_refused_everywhere():
+    K = np.eye(3) / 2
+    for call in (
+        lambda y: Ridge(K, y, 1.0),
+        lambda y: objective(K, y, 1.0, np.zeros(3)),
+        lambda y: refit_without(K, K, y, 1.0, 0),
+        lambda y: Ridge(K, [1, -1, 1], 1.0).influence(K, y),
+    ):
+        for y in ([0, 1, 1], [True, False, True], np.array([0.0, 1.0, 0.0])):
+            with pytest.raises(ValueError, match=r"the two classes are -1 and \+1; pass 2.0 \* np"):
+                call(y)
+
+
+def test_bad_input_of_the_refit():
+    K = np.eye(3) / 2
+    with pytest.raises(ValueError, match="Y has 2 masked entries"):
+        refit_without(K, K, np.ma.array([1.0, -1, 1], mask=[1, 1, 0]), 1.0, 0)
+    with pytest.raises(IndexError, match="removed = -1 is out of range; use 0 to 2"):
+        refit_without(K, K, [1, -1, 1], 1.0, -1)
+
+
+def test_negative_strides_change_nothing(points):
+    X, Y = points(12, 4), np.sign(points(12, 1)[:, 0])
+    K, k = ntk(X), ntk(X, points(3, 4, 1))
+    expected = Ridge(K, Y, 0.1).influence(k, np.array([1, -1, 1])).exact[::-1, ::-1]
+    back = Ridge(K[::-1, ::-1], Y[::-1], 0.1).influence(k[::-1, ::-1], np.array([1, -1, 1])[::-1])
+    np.testing.assert_allclose(back.exact, expected, atol=1e-12)

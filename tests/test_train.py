@@ -390,3 +390,35 @@ def test_eq2_balanced_inputs_and_silent_networks(method):
 def test_eq1_kappa_that_single_precision_does_not_hold():
     with pytest.raises(ValueError, match="kappa = 1e-50 is beyond single precision"):
         problem(kappa=1e-50)
+
+
+def test_arrays_of_any_strides_and_whole_floats(recwarn):
+    X, Y, X_te = sample(8, 3, 5)
+    X, Y, X_te = (np.asarray(x) for x in (X, Y, X_te))
+    settings = {"lam": 1.0, "kappa": 0.1}
+    one = Problem(X, Y, X_te, m=40, seed=0, **settings)
+    back = [x[::-1].copy()[::-1] for x in (X, Y, X_te)]
+    two = Problem(*back, m=4e1, seed=0.0, **settings)
+    locked = Problem(*(np.broadcast_to(x, x.shape) for x in (X, Y, X_te)), m=40, seed=0, **settings)
+    for other in (two, locked):
+        assert torch.equal(one.Z0, other.Z0) and torch.equal(one.G64_te, other.G64_te)
+        assert torch.equal(one.Y, other.Y)
+    assert not recwarn.list
+
+
+def test_a_problem_stays_as_it_was_made():
+    X, Y, X_te = (np.array(x) for x in sample(8, 3, 5))
+    problem = Problem(X, Y, X_te, lam=1.0, m=40, kappa=1.0, seed=0)
+    before = newton(problem).f
+    for array in (X, Y, X_te):
+        array[:] = 0.25
+    np.testing.assert_array_equal(newton(problem).f, before)
+
+
+def test_a_problem_says_shapes_and_settings_and_refuses_labels_0_and_1():
+    X, _, X_te = sample(8, 3, 5)
+    settings = {"lam": 0.5, "m": 40, "kappa": 0.1, "seed": 0}
+    problem = Problem(X, np.ones(8), X_te, **settings)
+    assert str(problem) == "Problem: n = 8, t = 3, m = 40, lam = 0.5, kappa = 0.1"
+    with pytest.raises(ValueError, match="Y has labels 0 and 1"):
+        Problem(X, np.arange(8) % 2, X_te, **settings)
