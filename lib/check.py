@@ -65,10 +65,7 @@ def plain(name: str, x) -> np.ndarray:
 
 
 def _not_numeric(name: str, kind: str) -> str:
-    return (
-        f"{name} must be a real numeric array, not {kind}; "
-        f"convert it, for instance with np.array({name}, dtype=float)"
-    )
+    return f"{name} must be a real numeric array, not {kind}; pass a dense array of real numbers"
 
 
 def finite(name: str, x) -> None:
@@ -126,7 +123,10 @@ def precision(dtype: str) -> torch.dtype:
 
 
 def labels(name: str, y, n: int) -> np.ndarray:
-    """Return a copy of `y`, `n` labels in [-1, 1]; 0 stands for no class, but for a target of 0.
+    """Return a copy of `y`, `n` labels in [-1, 1].
+
+    Raises `ValueError` for booleans, and where 0 and 1 are all the values there are: those are
+    names of two classes. Beside other values, or alone, 0 is a target.
 
     >>> labels("Y", [0, 1, 1], n=3)
     Traceback (most recent call last):

@@ -15,7 +15,13 @@ from lib import check
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: check.array("Y", "no", 1), TypeError, "Y must be a real numeric array, not str"),
+        (lambda: check.array("Y", "no", 1), TypeError, "numeric array, not str .*; pass a dense"),
+        (lambda: check.array("K", torch.eye(2).to_sparse(), 2), TypeError, "not Tensor; pass a d"),
+        (
+            lambda: check.array("K", None, 2),
+            TypeError,
+            "K must be .* not NoneType .*; pass a dense",
+        ),
         (lambda: check.array("Y", [[1], [2, 3]], 2), TypeError, "Y must be a real numeric array"),
         (lambda: check.array("Y", [[1.0]], 1), ValueError, r"Y must have 1 axes.*\(1, 1\); resh"),
         (lambda: check.array("k", 1.0, (1, 2)), ValueError, "k must have 1 or 2 axes"),
