@@ -152,13 +152,7 @@ def load(
     digits 3/8, n = 20, seed 0 (20, 64) 0.0
     """
     size = None if size is None else check.integer("size", size)
-    n_train, n_test = (
-        check.integer(argument, value, at_least=2)
-        for argument, value in (("n_train", n_train), ("n_test", n_test))
-    )
-    for argument, value in (("n_train", n_train), ("n_test", n_test)):
-        if value % 2:
-            raise ValueError(f"{argument} = {value} is odd; half of each label needs an even one")
+    n_train, n_test = _even("n_train", n_train), _even("n_test", n_test)
     seed = check.integer("seed", seed, at_least=0)
     source, there, groups = _parse(_text("name", name))
     train, test = _pools(source, there, size)
@@ -167,12 +161,12 @@ def load(
     for group in groups:
         names = "+".join(there[c] for c in group)
         members = rng.permutation(np.flatnonzero(np.isin(train.targets, group)))
-        index.append(_take("n_train", members, n_train // 2, names, source))
+        index.append(_take("n_train", members, n_train // 2, names))
         if test is None:
             rest = members[n_train // 2 :]
         else:
             rest = rng.permutation(np.flatnonzero(np.isin(test.targets, group)))
-        index_te.append(_take("n_test", rest, n_test // 2, names, source, left=test is None))
+        index_te.append(_take("n_test", rest, n_test // 2, names, left=test is None))
     order, order_te = rng.permutation(n_train), rng.permutation(n_test)
     index, index_te = np.concatenate(index)[order], np.concatenate(index_te)[order_te]
     images, images_te = _read([(train, index), (test or train, index_te)], sum(groups, []), size)
@@ -299,9 +293,14 @@ def _members(side: str, there: list[str]) -> list[int] | None:
     return None
 
 
-def _take(
-    argument: str, members: np.ndarray, count: int, names: str, source: str, left: bool = False
-) -> np.ndarray:
+def _even(argument: str, count) -> int:
+    count = check.integer(argument, count, at_least=2)
+    if count % 2:
+        raise ValueError(f"{argument} = {count} is odd; half of each label needs an even one")
+    return count
+
+
+def _take(argument: str, members: np.ndarray, count: int, names: str, left: bool = False):
     if count <= len(members):
         return members[:count]
     is_left = "are left" if left else "are there"
@@ -310,8 +309,8 @@ def _take(
     else:
         remedy = "choose a smaller n_train" if left else f"add files ({', '.join(IMAGES)})"
     raise ValueError(
-        f"{argument} = {2 * count} needs {count} images of {names}, but only "
-        f"{len(members)} {is_left}; {remedy}"
+        f"{argument} = {2 * count} needs {count} images of {names}, but only {len(members)} "
+        f"{is_left}; {remedy}"
     )
 
 
