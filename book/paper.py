@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from build import provenance
 from joblib import cpu_count, parallel_config
 from scipy.linalg import eigvalsh
@@ -121,6 +122,54 @@ def cold(d, inf, tests, work: Path) -> pd.DataFrame:
         "seconds_cold": np.repeat(runs["cold"].seconds, len(tests)),
         "seconds_warm": np.repeat(runs["warm"].seconds, len(tests)),
     })  # fmt: skip
+
+
+HOWS = {  # what must not matter, and a start that differs by a small part of W(0)
+    "as recorded": {},
+    "two threads": {"threads": 2},
+    "float64": {"dtype": "float64"},
+    "points in another order": {"shuffle": True},
+    "start moved by 10⁻⁴": {"move": 1e-4},
+    "start moved by 10⁻²": {"move": 1e-2},
+}
+
+
+def spread(d, inf, tests, work: Path) -> pd.DataFrame:
+    """Influence of the 40 points of the first test image, the arithmetic or the start changed."""
+    points = top(inf, tests[0])
+
+    def measure(how, **setting):
+        settings = {k: setting[k] for k in ("m", "lam", "kappa", "seed")}
+        return {"influence": influences(d, points, **HOWS[how], **settings)[:, tests].tolist()}
+
+    rows = [source(d, WIDTHS[0]) | {"how": how} for how in HOWS]
+    found = each(f"spread-{d.name}", rows, measure, work).set_index("how")
+    reference = np.array(found.influence["as recorded"])
+    return pd.concat([
+        pd.DataFrame({
+            **source(d, WIDTHS[0]), "how": how, "column": np.tile(tests, len(points)),
+            "row": np.repeat(points, len(tests)), "influence": np.ravel(found.influence[how]),
+            "reference": reference.ravel(),
+        })
+        for how in HOWS if how != "as recorded"
+    ])  # fmt: skip
+
+
+def influences(d, points, *, threads=1, dtype="float32", shuffle=False, move=0.0, **settings):
+    """Actual influence of points on all test images (Eq 7), with these changes."""
+    order = np.random.default_rng(1).permutation(len(d.Y)) if shuffle else np.arange(len(d.Y))
+    problem = Problem(d.X[order], d.Y[order], d.X_te, dtype=dtype, **settings)
+    W = torch.randn(problem.m, d.X.shape[1], generator=torch.Generator().manual_seed(1)).double()
+    for Z, X in ((problem.Z0, d.X[order]), (problem.Z0_te, d.X_te)):  # float32 in any dtype
+        Z.copy_((Z.float() + move * problem.kappa * (W @ torch.as_tensor(X).T)).float())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    begin = newton(problem, settle=0)
+    f = newton(problem, start=begin).f_te
+    where = np.argsort(order)[points]
+    shift = np.array([newton(problem, start=begin, remove=i).f_te - f for i in where])
+    torch.set_num_threads(before)
+    return shift * (f - d.Y_te + 0.5 * shift)
 
 
 def rms(x) -> float:
@@ -269,6 +318,7 @@ def main() -> None:
     with parallel_config(backend="threading", n_jobs=cpu_count()):
         rows = [table_1(*one, m, args.work) for m in WIDTHS for one in draws]
         record("table-1", rows, args.records)
+        record("spread", [spread(*one, args.work) for one in draws], args.records)
         record("cold", [cold(*one, args.work) for one in draws], args.records)
         record("every-point", [every_point(d, inf, args.work) for d, inf, _ in draws], args.records)
         small = [data.load(name, n_train=200, n_test=T, seed=SEED) for name in names]

@@ -1,10 +1,10 @@
-"""Products in 8-bit integers, several times as fast as float32 on processors that have them.
+"""Exact products of 0/1 patterns, in 8-bit integers where a processor multiplies them faster.
 
-Integers up to 127 multiply exactly, and their sums stay exact in 32 bits. So 0/1 patterns are
-counted without error (`overlap`), and real matrices multiply as numbers of two digits to the base
-254, to 5 decimals, or of one where the rounding can be mended later (`Digits`). Where 8-bit
-products are slower, or wrong, as on processors that saturate them, and on a GPU, whose 8-bit
-products want special shapes, both use float32.
+Integers up to 127 multiply exactly, and their sums stay exact in 32 bits. So patterns are counted
+without error (`overlap`), and a pattern times a real matrix is as exact as the matrix is written:
+in four digits of 8 bits, 2⁻³¹ of the largest entry of a column (`Digits`). Where 8-bit products are
+slower, or wrong, as on processors that saturate them, and on a GPU, whose 8-bit products want
+special shapes, ordinary ones are taken.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from functools import cache
 import torch
 
 NARROW = 16  # below so many columns there is nothing to gain, and torch 2.13 miscounts a single one
+DIGITS, BASE = 4, 254
 
 
 def overlap(S: torch.Tensor, S2: torch.Tensor) -> torch.Tensor:
-    """Count SᵀS2 for 0/1 patterns S (m, n) and S2 (m, n2), float32 in and out, exactly.
+    """Count SᵀS2 for 0/1 patterns S (m, n) and S2 (m, n2) of any dtype, exactly, in float32.
 
     Entry (i, j) is #{r : S_ri = S2_rj = 1}, for m < 2²⁴.
 
@@ -33,81 +34,33 @@ def overlap(S: torch.Tensor, S2: torch.Tensor) -> torch.Tensor:
 
 
 class Digits:
-    """A matrix G (n, k), ready to be multiplied from the left.
+    """A float64 matrix G (n, k), ready to be multiplied from the left by 0/1 patterns.
 
-    Its entries, relative to the largest of their column, are rounded to 2⁻¹⁶, or to 2⁻⁸ if `rough`.
-    In float64, and where integers do not pay, every product is the ordinary one.
-
-    >>> G, A = torch.linspace(-1, 1, 400).reshape(20, 20), torch.eye(20) * 3
-    >>> bool((Digits(G).rmatmul(A) - 3 * G).abs().max() < 3e-4)
+    >>> G, S = torch.linspace(-1, 1, 400).double().reshape(20, 20), torch.ones(20, 20).tril()
+    >>> bool((Digits(G).select(S > 0) - S.double() @ G).abs().max() < 20 * 2**-31)
     True
     """
 
-    def __init__(self, G: torch.Tensor, rough: bool = False):
-        self.G = G
-        self.integers = (
-            G.dtype == torch.float32 and min(G.shape) >= NARROW
-            and _integers_win(G.device, _threads())
-        )  # fmt: skip
-        if self.integers:
-            self.unit = _unit(G, dim=0)
-            self.high, self.low = _digits(G / self.unit)
-            self.rough = rough
-
-    def rmatmul(self, A: torch.Tensor) -> torch.Tensor:
-        """Return A @ G for A (m, n), whose entries are rounded as those of G, within their row.
-
-        The product of the two low digits is left out: the error, over the largest entries of the
-        row of A and the column of G, is about 10⁻⁵ √n, and below 5·10⁻⁵ n for any entries.
-        """
-        if not self.integers:
-            return A @ self.G
-        unit = _unit(A, dim=1)
-        high, low = _digits(A / unit)
-        product = self._times(high).add_(torch._int_mm(low, self.high), alpha=1 / 254)
-        return product.mul_(self.unit).mul_(unit)
+    def __init__(self, G: torch.Tensor):
+        self.G, self.digits = G, []
+        if min(G.shape) < NARROW or not _integers_win(G.device, _threads()):
+            return
+        self.unit = G.abs().amax(dim=0, keepdim=True).clamp_(min=1e-300) / 127
+        rest = G / self.unit
+        for _ in range(DIGITS):
+            digit = rest.round()
+            self.digits.append(digit.to(torch.int8))
+            rest = (rest - digit) * BASE
 
     def select(self, S: torch.Tensor) -> torch.Tensor:
-        """Return S @ G for a 0/1 pattern S (m, n), exact in one digit.
-
-        >>> G, S = torch.linspace(-1, 1, 400).reshape(20, 20), torch.ones(20, 20).tril()
-        >>> bool((Digits(G).select(S) - S @ G).abs().max() < 3e-4)
-        True
-        """
-        if not self.integers:
-            return S @ self.G
-        return self._times(S.to(torch.int8)).mul_(self.unit)
-
-    def round(self, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Round A (m, n), to one digit within its row where that pays; return it and A @ G.
-
-        >>> A, product = Digits(torch.eye(20)).round(torch.full((20, 20), 0.3))
-        >>> torch.allclose(A, torch.tensor(0.3)), torch.allclose(A, product)
-        (True, True)
-        """
-        if not self.integers:
-            return A, A @ self.G
-        unit = _unit(A, dim=1)
-        high = (A / unit).round_()
-        product = self._times(high.to(torch.int8)).mul_(self.unit).mul_(unit)
-        return high.mul_(unit), product
-
-    def _times(self, A: torch.Tensor) -> torch.Tensor:
-        """Return A @ (high + low / 254), or A @ high, for integers A."""
-        product = torch._int_mm(A, self.high).float()
-        return product if self.rough else product.add_(torch._int_mm(A, self.low), alpha=1 / 254)
-
-
-def _unit(A: torch.Tensor, dim: int) -> torch.Tensor:
-    """What 1 of 127 stands for in each row (dim 1) or column (dim 0)."""
-    return A.abs().amax(dim=dim, keepdim=True).clamp_(min=1e-30).div_(127)
-
-
-def _digits(A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write A, in [-127, 127], as high + low / 254 with both in 8 bits."""
-    high = A.round()
-    low = (A - high).mul_(254).round_()
-    return high.to(torch.int8), low.to(torch.int8)
+        """Return S @ G, float64, for a 0/1 pattern S (m, n) of any dtype."""
+        if not self.digits:
+            return S.double() @ self.G
+        S8 = S.to(torch.int8)
+        product = torch._int_mm(S8, self.digits[0]).double()
+        for k, digit in enumerate(self.digits[1:], 1):
+            product.add_(torch._int_mm(S8, digit), alpha=BASE**-k)
+        return product.mul_(self.unit)
 
 
 def _threads() -> int:

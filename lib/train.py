@@ -28,7 +28,7 @@ from lib.network import active, neurons
 from lib.product import Digits, overlap
 
 BLOCK = 2**19  # pre-activations moved at once; a dozen temporaries of so many numbers
-FLOW, SETTLE = 24, 4  # default numbers of Newton steps
+FLOW, SETTLE = 24, 3  # default numbers of Newton steps
 END = 3  # the sum of the steps s along the flow, in 1/λ
 RESTLESS = 0.02  # rms change of f in the last Newton step, above which it has not ended
 PATIENCE = 4  # times the number of settling steps that may be taken until it has
@@ -65,15 +65,14 @@ class Problem:
         like = {"dtype": check.precision(dtype), "device": device}
         A = torch.cat([X, X_te]).to(device)
         self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
-        self.G, self.G_te, A = self.G64.to(**like), self.G64_te.to(**like), A.to(**like)
-        self.digits, self.digits_te = Digits(self.G), Digits(self.G_te)
+        self.G, self.G_te = self.G64.to(**like), self.G64_te.to(**like)
         self.Z0 = torch.empty(self.m, self.n, **like)
         self.Z0_te = torch.empty(self.m, len(X_te), **like)
-        self.a = torch.empty(self.m, **like)
+        self.a = torch.empty(self.m, dtype=torch.float64, device=device)
         for block, W, a in neurons(X.shape[1], m, kappa, seed, antisymmetric):
-            Z = torch.as_tensor(W, **like) @ A.T
+            Z = torch.as_tensor(W, device=device).double() @ A.T  # the same on any processor
             self.Z0[block], self.Z0_te[block] = Z[:, : self.n], Z[:, self.n :]
-            self.a[block] = torch.as_tensor(a, **like)
+            self.a[block] = torch.as_tensor(a, device=device).double()
         self.a /= m**0.5  # the factor m^{-1/2} of Eq 1 goes with the signs
 
     def __repr__(self) -> str:
@@ -144,20 +143,20 @@ class Trained:
 
     def _held(self, b: slice) -> torch.Tensor:
         """Which pairs of a block of neurons a kink holds, and no removed point."""
-        a, beta = self.problem.a[b, None], self.beta.to(self.Z.dtype)
+        a, beta = self.problem.a[b, None].to(self.Z), self.beta.to(self.Z)
         own = self.C[b] - self.Z[b] / a  # what holds Z at 0, between 0 and beta
         return (a * beta < 0) & (own * beta > 0) & (own.abs() < beta.abs())
 
     def _test_points(self, b: slice) -> torch.Tensor:
         """Pre-activations of the test points for a block of neurons."""
         p = self.problem
-        return p.Z0_te[b].addcmul(p.digits_te.rmatmul(self.C[b]), p.a[b, None])
+        return p.Z0_te[b].addcmul(self.C[b] @ p.G_te, p.a[b, None].to(self.C))
 
 
 class _Path:
     """The moving state (Z, C) of one training, its predictions f and K_m when last counted."""
 
-    def __init__(self, problem: Problem, start: Trained | None, remove):
+    def __init__(self, problem: Problem, start: Trained | None, remove, wide: bool = False):
         if start is not None and start.problem is not problem:
             raise ValueError("start belongs to another problem; pass the problem start.problem")
         self.p = problem
@@ -173,6 +172,7 @@ class _Path:
         self.keep[self.removed] = False
         self.Z = problem.Z0 if start is None else start.Z
         self.C = torch.zeros_like(self.Z) if start is None else start.C
+        self.Z = self.Z.double() if wide else self.Z
         self.owned = False
         if start is None:
             self.beta = torch.zeros_like(problem.Y)
@@ -194,16 +194,16 @@ class _Path:
         G = self._kept(self.p.G64)
         return largest_eigenvalue(G, steps=20) / len(G)
 
-    def factor(self, s: float, dtype=torch.float64) -> torch.Tensor:
+    def factor(self, s: float) -> torch.Tensor:
         """Return the Cholesky factor of I + s K_m over the points that are kept."""
-        A = s * self._kept(self.K).to(dtype)
+        A = s * self._kept(self.K)
         A.diagonal().add_(1)
         return torch.linalg.cholesky(A)
 
     def solve(self, L: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Return (I + s K_m)⁻¹ right over the points that are kept, 0 elsewhere."""
         out = torch.zeros_like(right)
-        out[self.keep] = torch.cholesky_solve(right[self.keep, None].to(L), L)[:, 0].to(out)
+        out[self.keep] = torch.cholesky_solve(right[self.keep, None], L)[:, 0]
         return out
 
     def look(self, count: bool = False) -> None:
@@ -217,7 +217,7 @@ class _Path:
         self._own()
         for b in self._sweep():
             move = C[b][:, gone] @ self.p.G[gone]
-            torch.addcmul(Z[b], move, self.p.a[b, None], value=-1, out=self.Z[b])
+            torch.addcmul(Z[b], move, self.p.a[b, None].to(Z), value=-1, out=self.Z[b])
             self.C[b] = C[b]
             self.C[b][:, gone] = 0
 
@@ -226,24 +226,17 @@ class _Path:
         self._advance(eta, pull, lambda S: (S * pull.to(S)) @ self.p.G)
 
     def flow(self, eta: float, pull: torch.Tensor, ahead: float, count: bool) -> None:
-        """The same with pull ∘ G rounded to one digit, where that is faster; `refresh` mends Z."""
-        columns = Digits(pull.to(self.Z)[:, None] * self.p.G, rough=True)
-        self._advance(eta, pull, columns.select, ahead, count)
+        """The same with Z in float64, and products as exact as it."""
+        self._advance(eta, pull, Digits(pull[:, None] * self.p.G64).select, ahead, count)
 
     def _advance(self, eta: float, pull: torch.Tensor, product, ahead=0.0, count=False) -> None:
-        p, pull, Z, C = self.p, pull.to(self.Z), self.Z, self.C
+        p, Z, C = self.p, self.Z, self.C
         self._own()
         for b in self._sweep(count, ahead):
             S = active(Z[b])
-            move = product(S)
-            torch.lerp(Z[b], p.Z0[b], eta, out=self.Z[b]).addcmul_(move, p.a[b, None])
+            torch.lerp(Z[b], p.Z0[b].to(Z), eta, out=self.Z[b])
+            self.Z[b].addcmul_(product(S), p.a[b, None].to(Z))
             torch.mul(C[b], 1 - eta, out=self.C[b]).add_(S.mul_(pull))
-
-    def refresh(self) -> None:
-        """Compute Z from C again; count K_m."""
-        p = self.p
-        for b in self._sweep(count=True):
-            torch.addcmul(p.Z0[b], p.digits.rmatmul(self.C[b]), p.a[b, None], out=self.Z[b])
 
     def settle(self, delta: torch.Tensor, count: bool) -> None:
         """C ← C + delta ∘ S, and a share of the way to beta ∘ σ, removed columns 0; Z to match.
@@ -261,7 +254,7 @@ class _Path:
         leaving = bool(len(gone)) and bool(C[:, gone].any())
         self._own()
         for b in self._sweep(count):
-            a, z, c, S = p.a[b, None], Z[b], C[b], active(Z[b])
+            a, z, c, S = p.a[b, None].to(Z), Z[b], C[b], active(Z[b])
             own = torch.addcdiv(c, z, a, value=-1)
             held = own.clamp(low, high)
             pairs = (own == held).sum(1, keepdim=True, dtype=z.dtype)
@@ -269,7 +262,7 @@ class _Path:
             step = S.mul_(delta)
             step.lerp_(goal.sub_(c), 1 / (1.5 + 1.2 * self.crowding * pairs))
             step[:, gone] = 0
-            step, move = p.digits.round(step)
+            move = step @ p.G
             if leaving:
                 move -= c[:, gone] @ p.G[gone]
             torch.addcmul(z, move, a, out=self.Z[b])
@@ -307,7 +300,8 @@ class _Path:
                 S = active(Z)
             if count:
                 counts += overlap(S, S)
-            f += p.a[b] @ (S.mul_(torch.lerp(Z, p.Z0[b], ahead)) if ahead else Z.relu())
+            part = S.mul_(torch.lerp(Z, p.Z0[b].to(Z), ahead)) if ahead else Z.relu()
+            f += p.a[b].to(Z) @ part
         self.f = f
         if count:
             self.K = p.G64 * counts.double() / p.m
@@ -317,7 +311,8 @@ class _Path:
         state = self.p, self.Z, self.C, self.beta, self.K, self.removed
         done = Trained(*state, self.f.cpu().numpy(), iterations=iterations, change=change)
         done.f_te = sum(
-            (self.p.a[b] @ done._test_points(b).relu()).double() for b in self.p.blocks()
+            (self.p.a[b].to(self.C) @ done._test_points(b).relu()).double()
+            for b in self.p.blocks()
         ).cpu().numpy()
         done.seconds = time.perf_counter() - began
         return done
@@ -352,7 +347,8 @@ def gradient_descent(
     proportion to it. `record` names steps (0 is the start) at which the predictions are kept in
     `trajectory`.
 
-    Raises `RuntimeError` if it diverges, oscillates or does not come to rest, naming the steps that
+    Raises `RuntimeError` if it diverges, oscillates in a `step` of the caller's choice, or does not
+    come to rest, naming the steps that
     are stable at the pattern where that was seen; `ValueError` for a step that is not stable at the
     start and other bad input; `IndexError` for indices out of range or removed twice.
     Source: Zhang and Zhang (2022), Eq 2, 3.
@@ -366,7 +362,8 @@ def gradient_descent(
     began, lam = time.perf_counter(), problem.lam
     path = _Path(problem, start, remove)
     stable = 2 / path.stiffness()
-    step = stable / 4 if step is None else check.number("step", step, above=0)
+    chosen = step is not None  # with the default step what swings are kinks, which chatter
+    step = check.number("step", step, above=0) if chosen else stable / 4
     tol = check.number("tol", tol, at_least=0)
     if step >= stable:
         raise ValueError(
@@ -406,7 +403,7 @@ def gradient_descent(
         swings += 1  # steps in a row that take back the one before
         if turned is None or _rms(d) < 0.02 or d @ turned > -0.9 * d.norm() * turned.norm():
             swings = 0
-        if not path.residual().norm() < bound or swings > 20:
+        if not path.residual().norm() < bound or (chosen and swings > 20):
             trouble = "oscillates" if swings else "diverged"
             break
     if trouble:
@@ -435,8 +432,9 @@ def newton(
 
     With J and K_m = JJᵀ of the present pattern S, W(0) + Jᵀ(K_m + λI)⁻¹(Y − JW(0)) would be the
     minimiser. A cold start first follows the flow in `flow` steps, each the minimiser of
-    L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3. With
-    s = τ/(1 + λτ), which grows evenly from s_0 = 1/(λ_max + λ), and K_m of every third step:
+    L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3. It does so in
+    float64, whatever the dtype: a pair that rounding puts on the other side of its kink moves
+    others, and by the end of the flow it has moved the predictions. With s = τ/(1 + λτ), which grows evenly from s_0 = 1/(λ_max + λ), and K_m of every third step:
 
         (I + s K_m) r = f − Y − s λ (f − JW(0)),    C ← (1 − s λ) C − s r ∘ S.
 
@@ -465,25 +463,23 @@ def newton(
     [0.5, 0.0, 0.5]
     """
     began, lam = time.perf_counter(), problem.lam
-    path = _Path(problem, start, remove)
-    change, taken, tol = math.inf, 0, check.number("tol", tol, at_least=0)
     flow = check.integer("flow", flow) if start is None else 0
+    path = _Path(problem, start, remove, wide=flow > 0)
+    change, taken, tol = math.inf, 0, check.number("tol", tol, at_least=0)
     settle = check.integer("settle", settle, at_least=0 if start is None else 1)
     if flow:
         q = lam / path.stiffness()
         damping = [*np.linspace(q, max(q, min(0.5, 2 * END / flow - q)), flow), 0]
-        dtype = path.Z.dtype if q > 1e-5 else torch.float64  # as the condition of I + s K_m asks
     for k in range(flow):
         s = damping[k] / lam
-        pull = -s * path.solve(path.factor(s, dtype), path.residual())
+        pull = -s * path.solve(path.factor(s), path.residual())
         path.beta = (1 - damping[k]) * path.beta + pull
-        count = k % REFRESH == REFRESH - 1 and k + 1 < flow
+        count = k % REFRESH == REFRESH - 1 or k + 1 == flow
         path.flow(damping[k], pull, damping[k + 1], count)
-    if flow:
-        path.refresh()
+    path.Z = path.Z.to(problem.Z0)
     L, gone = path.factor(1 / lam), path.beta * ~path.keep  # points removed just now
     for taken in range(1, PATIENCE * settle + 1):
-        count = taken % REFRESH == 0 or (flow > 0 and taken == settle)
+        count = flow > 0 if taken == settle else taken % REFRESH == 0
         f = path.f
         path.beta = path.beta - gone
         left = path.K @ gone - path.residual() - lam * path.beta
