@@ -58,15 +58,12 @@ class Record:
     def _repr_mimebundle_(self, include=None, exclude=None):
         mark = "✓" if self.holds else "✗"
         cells = {name: _page(value) for name, value in asdict(self).items()}
+        cells["other"] = "" if self.holds else " <b>does not hold on these data</b>"
         page = (
-            "<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
-            '<span class="bound">measured <b>{measured}</b>, expected {expected}</span>{other}</div>'
-        ).format(
-            mark=mark,
-            other="" if self.holds else " <b>does not hold on these data</b>",
-            **cells,
+            '<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: <span class="bound">'
+            "measured <b>{measured}</b>, expected {expected}</span>{other}</div>"
         )
-        return {"text/plain": str(self), "text/html": page}
+        return {"text/plain": str(self), "text/html": page.format(mark=mark, **cells)}
 
 
 def _page(value) -> str:
@@ -231,15 +228,19 @@ def collect(path) -> list[dict]:
 
 
 def table(records: list[dict]) -> HTML:
-    """Return the records of `collect` as a table in which each item links to its section's page."""
+    """Return the records of `collect` as a table in which each item links to its section's page.
+
+    Rows that do not hold have the class `fails`.
+    """
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = []
     for record in records:
         cells = {name: _page(record[name]) for name in COLUMNS}
         page = f"{Path(record['notebook']).stem}.html#{record['anchor']}"
         cells["item"] = f'<a href="{page}">{cells["item"]}</a>'
-        cells["holds"] = "✓" if record["holds"] else "✗"
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
+        cells["holds"] = "✓" if record["holds"] else "✗ not on these data"
+        row = "<tr>" if record["holds"] else '<tr class="fails">'
+        rows.append(row + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
     body = "".join(rows)
     return HTML(
         '<div style="overflow-x: auto"><table class="dataframe ledger">'

@@ -127,6 +127,18 @@ def test_records_are_collected_in_order_with_their_section(shown, tmp_path):
     assert "n &lt; 3 &amp; more" in page and "n < 3" not in page
 
 
+def test_rows_that_do_not_hold_are_marked(shown, monkeypatch, tmp_path):
+    monkeypatch.delenv(ledger.VARIABLE)
+    finding("Fig 5", "first", "n = 2", 1, "== 1")
+    finding("Fig 5", "second", "n = 2", 2, "== 1")
+    notebook(tmp_path / "01-a.ipynb", {"cell_type": "code", "outputs": shown})
+    page = table(collect(tmp_path)).data
+    head, first, second = page.split("<tr")[1:]
+    assert "<th>kind</th>" in head and "<td>finding</td>" in first
+    assert "fails" not in first and "✗" not in first
+    assert second.startswith(' class="fails"') and "✗ not on these data" in second
+
+
 def test_what_a_page_shows_is_escaped(shown):
     claim("Eq 4", "a < b", "n & m", 0.5, "<= 1")
     data = shown[0]["data"]
