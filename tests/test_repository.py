@@ -371,6 +371,12 @@ def names(item: str, text: str) -> bool:
     return False
 
 
+def test_readme_installs_the_torch_that_is_asked_for():
+    wanted = {str(r) for r in REQUIREMENTS if r.name.startswith("torch")}
+    line = next(x for x in (ROOT / "README.md").read_text().splitlines() if "whl/cpu" in x)
+    assert wanted <= set(line.split())
+
+
 def test_citation_names_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == PROJECT["version"]
