@@ -57,7 +57,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN := exec $(PYTHON) book/run.py
 CHAPTERS_PY := exec $(BIN)/python book/chapters.py
 
-.PHONY: help book site install test lab bench notebooks paper clean
+.PHONY: help book site install test lab bench notebooks paper sweep clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -103,7 +103,7 @@ paper: $(RETRAINED)
 	$(MAKE) -j$(JOBS) $(RECORDED:%=_build/paper/%.recorded)
 
 $(RETRAINED): book/paper.py lib/train.py lib/product.py lib/retrain.py lib/ihvp.py $(READY)
-	@$(BIN)/python book/paper.py $(@D) book/records --cifar10 $(CIFAR10)
+	@exec $(BIN)/python book/paper.py $(@D) book/records --cifar10 $(call quote,CIFAR10)
 
 # a folder that has a part of CIFAR-10 has too few test images: there all come from its train
 CIFAR10_1000 = $(if $(filter cifar10,$(CIFAR10)),cifar10,$(CIFAR10)/train)
@@ -119,6 +119,11 @@ $(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/chapters.py $(READY)
 # stamps, so that building the book never asks for a record to be made again
 _build/paper/%.recorded: $(PAPER)/%.ipynb
 	@$(CHAPTERS_PY) record $< book/records && touch $@
+
+# every chapter on held-out settings; goes on where it was cut short
+sweep: $(READY)
+	@exec $(BIN)/python book/sweep.py _build/sweep book/records $(filter-out %/13-where.ipynb,$(CHAPTERS)) \
+	    --cifar10 $(call quote,CIFAR10) --jobs $(JOBS)
 
 clean:
 	rm -rf _build

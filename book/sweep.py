@@ -1,6 +1,6 @@
 """Execute the chapters on held-out settings, and record where each finding holds.
 
-python book/sweep.py WORK RECORDS [--cifar10 NAME] [--jobs N] [--settings TEXT] CHAPTER ...
+python book/sweep.py WORK RECORDS [--cifar10 NAME] [--jobs N] [--settings PATTERN] CHAPTER ...
 
 Every setting changes one thing of the defaults. A run of a chapter on a setting leaves one file in
 WORK, so that a sweep that was cut short goes on, and one where nothing changed has nothing to do.
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -44,8 +45,8 @@ def times(factor: float) -> Callable:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is changed, as text, of which kind it is, and parameters: values or functions of the
-    default. `base` are data on which it is tried where the default data are too few."""
+    """One change of the defaults: its name, its kind, and parameters, as values or as functions of
+    the default."""
 
     name: str
     group: str
@@ -92,10 +93,7 @@ class Run:
 
     def key(self) -> str:
         """Digest of all that the outcome depends on: code of the chapter, library, parameters."""
-        cells = nbformat.read(self.chapter, as_version=4).cells
-        code = [cell.source for cell in cells if cell.cell_type == "code"]
-        code += [bare(file) for file in sorted((ROOT / "lib").glob("*.py"))]
-        return hashlib.sha256(repr([code, self.values]).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr([code(self.chapter), self.values]).encode()).hexdigest()[:16]
 
     def outcome(self) -> dict | None:
         """What the run came to, or None where it is still to be done."""
@@ -106,6 +104,15 @@ class Run:
         return found if found["key"] == self.key() else None
 
 
+@cache
+def code(chapter: Path) -> list[str]:
+    """The code of a chapter and of the library."""
+    cells = nbformat.read(chapter, as_version=4).cells
+    found = [cell.source for cell in cells if cell.cell_type == "code"]
+    return found + [bare(file) for file in sorted((ROOT / "lib").glob("*.py"))]
+
+
+@cache
 def bare(file: Path) -> str:
     """The code of a module without comments and docstrings."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -148,16 +155,24 @@ def fit(setting: Setting, chapter: Path, known: dict, values: dict) -> bool:
     n = next((name for name in ("n_train", "n_points") if name in known), None)
     while n:
         asked = known | values
-        sizes = {"n_train": asked[n], "n_test": asked.get("n_test") or asked[n]}
-        try:
-            data.load_all(asked["datasets"], **sizes, seed=asked["seed"])
+        missing = lacks(asked["datasets"], asked[n], asked.get("n_test") or asked[n])
+        if not missing:
             return True
-        except ValueError as error:
-            if setting.group != "other classes" or asked[n] < 40:
-                print(f"{setting.name}, {chapter.stem}: left out, {error}", flush=True)
-                return False
-            values[n] = times(0.5)(asked[n])
+        if setting.group != "other classes" or asked[n] < 40:
+            print(f"{setting.name}, {chapter.stem}: left out, {missing}", flush=True)
+            return False
+        values[n] = times(0.5)(asked[n])
     return True
+
+
+@cache
+def lacks(datasets: str, n_train: int, n_test: int) -> str:
+    """What the data sets lack for a draw of this size, as text; raises `OSError` if not there."""
+    try:
+        data.load_all(datasets, n_train=n_train, n_test=n_test)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def execute(run: Run) -> str:
@@ -271,12 +286,12 @@ def main() -> None:
     parser.add_argument("chapters", type=Path, nargs="+")
     parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--settings", default="", help="only those with a name that has this text")
+    parser.add_argument("--settings", default="", help="only those whose name matches this pattern")
     args = parser.parse_args()
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
     lock = locked(str(args.work / "lock"))
-    settings = [setting for setting in SETTINGS if args.settings in setting.name]
+    settings = [setting for setting in SETTINGS if re.search(args.settings, setting.name)]
     runs = plan(settings, args.chapters, args.work, args.cifar10)
     for folder in {run.folder for run in runs}:
         folder.mkdir(exist_ok=True)

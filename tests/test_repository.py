@@ -16,6 +16,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -24,6 +25,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "book"))
 import chapters  # noqa: E402
+import sweep  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -302,6 +304,102 @@ def test_rows_that_do_not_hold_are_counted():
     mixed = held + rows("finding", 0, 1, 0) + rows("control", 0)
     words = "1 control does not hold on these data; 2 findings do not hold on these data"
     assert chapters.count(mixed) == f"3 of 6 claims hold; {words}"
+
+
+# --- the sweep ---------------------------------------------------------------------------------
+
+
+def test_a_setting_changes_one_thing_of_the_defaults():
+    names = [setting.name for setting in sweep.SETTINGS]
+    assert len(set(names)) == len(names) and sweep.SETTINGS[0].change == {}
+    changed = {setting.group: set(setting.change) for setting in sweep.SETTINGS[1:]}
+    assert changed.pop("other n") >= {"n_train", "n_points"}
+    assert changed == {
+        "other classes": {"datasets"}, "other seeds": {"seed"}, "other λ": {"lam"}
+    }  # fmt: skip
+    known = set().union(
+        *(chapters.parameters(nbformat.read(path, as_version=4)) for path in NOTEBOOKS)
+    )
+    assert set().union(*(setting.change for setting in sweep.SETTINGS)) <= known
+    held_out = {pair for pairs in sweep.PAIRS.values() for pair in pairs}
+    assert not held_out & {"4/9", "airplane/automobile"} and "3/8" not in sweep.PAIRS["digits"]
+
+
+def plan(tmp_path, *names):
+    settings = [setting for setting in sweep.SETTINGS if setting.name in names]
+    chapter = tmp_path / "02-a.ipynb"
+    runs = sweep.plan(settings, [chapter], tmp_path / "work", "nowhere")
+    for folder in {run.folder for run in runs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    return runs
+
+
+PARAMETERS = 'datasets = "digits:3/8"\nn_train = 120\nn_test = 100\nseed = 5\nlam = 1.0'
+
+
+def test_sweep_plans_what_the_images_allow(tmp_path, capsys, no_network, monkeypatch):
+    monkeypatch.setenv("NTK_DATA", str(tmp_path / "data"))
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS.replace("120", "320"))
+    names = ("as on the pages", "digits 1/7", "mnist 1/7", "seed + 100", "n / 2", "2 n", "λ = 10")
+    found = {run.setting.name: run.values for run in plan(tmp_path, *names)}
+    assert found == {
+        "digits 1/7": {"datasets": "digits:1/7", "n_train": 160}, "n / 2": {"n_train": 160}
+    }  # fmt: skip
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS)
+    found = {run.setting.name: run.values for run in plan(tmp_path, *names)}
+    assert found == {
+        "as on the pages": {}, "digits 1/7": {"datasets": "digits:1/7"},
+        "seed + 100": {"seed": 105}, "n / 2": {"n_train": 60}, "2 n": {"n_train": 240},
+        "λ = 10": {"lam": 10.0},
+    }  # fmt: skip
+    told = capsys.readouterr().out
+    assert "mnist 1/7: left out, " in told and "2 n, 02-a: left out, n_train = 640" in told
+
+
+def test_sweep_records_what_holds_where_and_does_nothing_twice(tmp_path):
+    body = """from lib.ledger import claim, finding, refute
+claim("Thm 3", "a bound", f"{datasets}, λ = {lam:g}", 0.25 * lam, "< 1")
+for k in range(2):
+    finding("Fig 5", f"group {k} leads", f"{datasets}, λ = {lam:g}", seed + k, "<= 5")
+assert n_train > 60"""
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS, body)
+    runs = plan(tmp_path, "as on the pages", "seed + 100", "n / 2", "λ = 10")
+    for run in runs:
+        assert run.outcome() is None
+        sweep.execute(run)
+    frames = sweep.tables(runs)
+    first, second = frames["sweep"].to_dict("records")
+    assert (first["item"], first["claim"], first["kind"]) == ("Thm 3", "a bound", "claim")
+    assert (second["item"], second["claim"], second["kind"]) == (
+        "Fig 5",
+        "group … leads",
+        "finding",
+    )
+    assert [first[run.setting.name] for run in runs] == ["1/1", "1/1", "", ""]
+    assert [second[run.setting.name] for run in runs] == ["1/2", "0/2", "", ""]
+    states = frames["sweep-runs"].set_index("setting").status
+    assert list(states[run.setting.name] for run in runs) == ["done", "done", "crash", "violated"]
+    failed = frames["sweep-exceptions"]
+    assert list(failed.kind) == ["finding"] * 3 + ["claim"]
+    assert list(failed.measured) == ["6", "105", "106", "2.5"]
+    assert list(failed["where"])[-1] == "digits:3/8, λ = 10"
+    sweep.record(frames, tmp_path)
+    assert {"date", "machine", "versions"} <= set(pd.read_csv(tmp_path / "sweep-runs.csv"))
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("sweep*.csv")}
+    assert len(before) == 3 and all(run.outcome() for run in plan(tmp_path, *states.index))
+    sweep.record(sweep.tables(runs), tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS, body + "\npass")
+    sweep.code.cache_clear()
+    assert all(run.outcome() is None for run in runs)
+
+
+def test_comments_and_docstrings_ask_for_no_new_sweep(tmp_path):
+    (tmp_path / "a.py").write_text('"""One."""\ndef f(x):\n    """Two."""\n    return x  # three\n')
+    (tmp_path / "b.py").write_text('"""1."""\ndef f(x):\n    """2."""\n    return x\n')
+    (tmp_path / "c.py").write_text('"""1."""\ndef f(x):\n    """2."""\n    return -x\n')
+    one, same, other = (sweep.bare(tmp_path / f"{name}.py") for name in "abc")
+    assert one == same != other
 
 
 # --- pages ------------------------------------------------------------------------------------
