@@ -475,6 +475,15 @@ def test_readme_installs_the_torch_that_is_asked_for():
     assert wanted <= set(line.split())
 
 
+def test_ci_runs_the_command_for_photos_that_readme_prints():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    extract = re.search(r"command=\$\((sed .*README.md)\)", script)[1]
+    found = subprocess.run(extract, shell=True, cwd=ROOT, text=True, capture_output=True).stdout
+    assert re.fullmatch(r'make book DATASETS="/data/photos:cats/dogs"( [A-Z_]+=\d+)+\n', found)
+    assert set(re.findall(r"(\w+)=", found)) == {"DATASETS", "SIZE", "N_TRAIN", "N_TEST"}
+    assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT).returncode == 0
+
+
 def test_citation_names_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == PROJECT["version"]
