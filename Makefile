@@ -3,7 +3,7 @@
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
 # make paper   record the chapters at the paper's scale
 # make sweep   record where each finding holds: other classes, seeds, n, ridges
-# make mutants how many small wrong changes of lib the tests catch
+# make mutants wrong libraries that the tests do not notice: MODULE=bounds, SAMPLE=30
 #
 # What stands behind a command, as in  make book DATASETS="mnist:4/9" N_TRAIN=1000
 #
