@@ -238,7 +238,7 @@ def table(records: list[dict]) -> HTML:
         cells = {name: _page(record[name]) for name in COLUMNS}
         page = f"{Path(record['notebook']).stem}.html#{record['anchor']}"
         cells["item"] = f'<a href="{page}">{cells["item"]}</a>'
-        cells["holds"] = "✓" if record["holds"] else "✗ not on these data"
+        cells["holds"] = "✓" if record["holds"] else "✗"
         row = "<tr>" if record["holds"] else '<tr class="fails">'
         rows.append(row + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
     body = "".join(rows)
