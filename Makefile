@@ -1,11 +1,21 @@
 # make book    build the book          make lab         open the chapters in JupyterLab
 # make test    test everything         make bench       timings against other ways to compute
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
+# make paper   record the chapters at the paper's scale
+# make sweep   record where each finding holds: other classes, seeds, n, ridges
+# make mutants wrong libraries that the tests do not notice: MODULE=bounds, SAMPLE=30
 #
-# make book DATASETS="mnist:4/9, cifar10:airplane/automobile"   the same pages on other images
-# make paper                                                   record both at the paper's scale
-# make paper CIFAR10=cifar10-subset                            with a folder of images as CIFAR-10
-# make VENV=$CONDA_PREFIX book                                 in an environment of your own
+# What stands behind a command, as in  make book DATASETS="mnist:4/9" N_TRAIN=1000
+#
+# DATASETS  the images of every page, for instance "mnist:4/9, /data/photos:cats/dogs"
+# N_TRAIN   how many of them to train on, an even number
+# N_TEST    how many to test on, an even number
+# SIZE      height and width to which images of different sizes are brought
+# BUILD     folder of the build; by default _build, or one below it for each choice of the above
+# CIFAR10   for paper and sweep: a folder of images in place of CIFAR-10
+# JOBS      how many chapters are executed at a time, each on one thread; by default 2
+# VENV      virtual environment, made if there is none; by default .venv
+# PYTHON    the Python that makes it, 3.11 or newer; by default python3
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,8 +26,17 @@ N_TEST ?=
 SIZE ?=
 CIFAR10 ?= cifar10
 
-# other images go to a folder of their own, so that the builds do not mix
-SLUG := $(shell printf %s '$(DATASETS)' | tr -cs '[:alnum:].+-' '_')
+# parameters of the chapters; their values reach the shell as they are
+quote = '$(subst ','\'',$(value $(1)))'
+CHANGED := $(strip $(foreach v,DATASETS N_TRAIN N_TEST SIZE,$(if $(value $v),$v)))
+SET = $(foreach v,$(CHANGED),--set $v $(call quote,$v))
+$(if $(and $(CHANGED),$(filter notebooks,$(MAKECMDGOALS))),\
+    $(error make notebooks takes no $(CHANGED): git keeps the outputs of the defaults))
+
+# every choice of them has a folder of its own: its words, and a checksum since words may coincide
+SLUG := $(if $(CHANGED),$(shell words () { printf '%s ' "$$@" | sed 's/--set //g; s/^DATASETS //'; }; \
+    { words $(SET) | LC_ALL=C tr -cs '[:alnum:]' _ | cut -c 1-80; \
+    words $(SET) | cksum | cut -d ' ' -f 1; } | paste -s -d - -))
 BUILD ?= _build$(if $(SLUG),/$(SLUG))
 SITE := $(BUILD)/html/index.html
 STAGE := $(BUILD)/executed
@@ -28,36 +47,40 @@ LIB := $(wildcard lib/*.py)
 CHAPTERS := $(filter-out book/ledger.ipynb,$(wildcard book/*.ipynb))
 PAPER := _build/paper/book
 RETRAINED := _build/paper/retrain/complete
-STAGED := $(CHAPTERS:%=$(STAGE)/%)
 STATIC := _config.yml _toc.yml $(shell find book -type f ! -name '*.ipynb' ! -name '*.py' ! -path '*/.*')
 RECORDS := $(filter book/records/%,$(STATIC))
 
-# a job takes one thread, and the jobs run side by side
-MAKEFLAGS += -j$(JOBS)
 # on the book's own data every finding has to hold; on others it is a row of the ledger
-export NTK_FINDINGS := $(if $(SLUG)$(N_TRAIN)$(N_TEST)$(SIZE),report,raise)
+export NTK_FINDINGS := $(if $(CHANGED),report,raise)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
-BUILD_PY := $(ONE_THREAD) $(BIN)/python book/build.py
+# exec, so that nothing stands between make and what has to end with it
+RUN := exec $(PYTHON) book/run.py
+CHAPTERS_PY := exec $(BIN)/python book/chapters.py
 
-.PHONY: help book test lab bench notebooks paper clean
+.PHONY: help book site install test lab bench notebooks paper sweep clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
-book: $(SITE)
+# one build at a time; what is out of date is decided when it is our turn
+book:
+	@$(RUN) --lock _build/lock $(MAKE) --no-print-directory site
+
+site: $(SITE)
 	@echo "the book:   file://$(abspath $(SITE))"
 	@echo "the ledger: $(BUILD)/ledger.csv"
 
-test: $(READY) $(if $(filter book,$(MAKECMDGOALS)),$(SITE))
+test: $(if $(filter book,$(MAKECMDGOALS)),book) $(READY)
 	$(BIN)/ruff check
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile \
 	    --nbval --nbval-sanitize-with tests/nbval-sanitize.cfg book
 
+# JupyterLab refuses to start as root, as one is in a container, unless told so
 lab: $(READY)
-	$(BIN)/jupyter lab book
+	@exec $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) book
 
 bench: $(READY)
 	@status=0; for file in $(filter-out bench/common.py,$(wildcard bench/*.py)); do \
@@ -65,11 +88,10 @@ bench: $(READY)
 
 # the outputs that git keeps are those of the default parameters
 notebooks: $(STAGE)/book/ledger.ipynb
-	$(if $(SLUG),$(error make notebooks takes no DATASETS: git keeps the default outputs))
 	@for chapter in $(CHAPTERS) book/ledger.ipynb; do \
-	    $(BUILD_PY) clean $(STAGE)/$$chapter $$chapter || exit 1; \
+	    $(BIN)/python book/chapters.py clean $(STAGE)/$$chapter $$chapter || exit 1; \
 	done
-	@touch $(STAGED) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
+	@touch $(CHAPTERS:%=$(STAGE)/%) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
 
 # the same chapters at the paper's scale, kept with date, machine and time
 RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 09-trust 10-complexity \
@@ -78,10 +100,10 @@ TWO_CLASSES = mnist:4/9, $(CIFAR10):airplane/automobile
 
 # the retrainings take all cores, so the chapters wait; both go on where they were cut short
 paper: $(RETRAINED)
-	$(MAKE) $(RECORDED:%=_build/paper/%.recorded)
+	$(MAKE) -j$(JOBS) $(RECORDED:%=_build/paper/%.recorded)
 
 $(RETRAINED): book/paper.py lib/train.py lib/product.py lib/retrain.py lib/ihvp.py $(READY)
-	@$(BIN)/python book/paper.py $(@D) book/records --cifar10 $(CIFAR10)
+	@exec $(BIN)/python book/paper.py $(@D) book/records --cifar10 $(call quote,CIFAR10)
 
 # a folder that has a part of CIFAR-10 has too few test images: there all come from its train
 CIFAR10_1000 = $(if $(filter cifar10,$(CIFAR10)),cifar10,$(CIFAR10)/train)
@@ -91,12 +113,17 @@ $(PAPER)/%.ipynb: SCALE = --set n_train 1000 --set datasets '$(TWO_CLASSES)'
 $(PAPER)/11-dynamics.ipynb: SCALE = --set n_train 1000 --set datasets 'mnist:4/9, $(CIFAR10_1000):$(VEHICLES)'
 $(PAPER)/12-real-network.ipynb: SCALE = --set n_train 120 --set datasets '$(TWO_CLASSES)'
 
-$(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/build.py $(READY)
-	@$(BUILD_PY) execute $< $@ $(SCALE)
+$(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/chapters.py $(READY)
+	@$(CHAPTERS_PY) execute $< $@ $(SCALE)
 
 # stamps, so that building the book never asks for a record to be made again
 _build/paper/%.recorded: $(PAPER)/%.ipynb
-	@$(BUILD_PY) record $< book/records && touch $@
+	@$(CHAPTERS_PY) record $< book/records && touch $@
+
+# every chapter on held-out settings; goes on where it was cut short
+sweep: $(READY)
+	@exec $(BIN)/python book/sweep.py _build/sweep book/records $(filter-out %/13-where.ipynb,$(CHAPTERS)) \
+	    --cifar10 $(call quote,CIFAR10) --jobs $(JOBS)
 
 clean:
 	rm -rf _build
@@ -104,34 +131,32 @@ clean:
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 book"; exit 1; }
+	@$(RUN) --lock _build/install.lock $(MAKE) --no-print-directory install
+
+install:
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	    { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
-	@echo "installing into $(VENV): a few minutes, once"
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --progress-bar on --editable '.[book,test]'
-	@touch $@
+	@test $(READY) -nt pyproject.toml || \
+	    { echo "installing into $(VENV): a few minutes, once; the log: $(VENV)/install.log"; \
+	    $(RUN) --log $(VENV)/install.log $(BIN)/python -m pip install --no-compile --editable '.[book,test]'; }
+	@touch $(READY)
 
 # chapters: executed again when they or the library change, and kept only if every claim holds
-$(STAGED): $(STAGE)/%.ipynb: %.ipynb $(RECORDS:%=$(STAGE)/%) $(LIB) book/build.py $(READY)
-	@$(BUILD_PY) execute $< $@ \
-	    $(if $(SLUG),--set datasets '$(DATASETS)') \
-	    $(if $(N_TRAIN),--set n_train $(N_TRAIN)) $(if $(N_TEST),--set n_test $(N_TEST)) \
-	    $(if $(SIZE),--set size $(SIZE))
-
-$(BUILD)/ledger.csv: $(STAGED) _toc.yml
+$(BUILD)/ledger.csv: $(CHAPTERS) $(RECORDS:%=$(STAGE)/%) $(LIB) book/chapters.py _toc.yml $(READY)
+	@$(CHAPTERS_PY) build $(STAGE)/book $(CHAPTERS) --jobs $(JOBS) $(SET)
 	@for page in $(STAGE)/book/*.ipynb; do test -e book/$${page##*/} || rm $$page; done
-	@$(BUILD_PY) ledger $(STAGE)/book $@
+	@$(CHAPTERS_PY) ledger $(STAGE)/book $@
 
 $(STAGE)/book/ledger.ipynb: book/ledger.ipynb $(BUILD)/ledger.csv
-	@$(BUILD_PY) execute $< $@
+	@$(CHAPTERS_PY) execute $< $@
 
 $(STATIC:%=$(STAGE)/%): $(STAGE)/%: %
 	@mkdir -p $(@D) && cp $< $@
 
 $(SITE): $(STAGE)/book/ledger.ipynb $(STATIC:%=$(STAGE)/%) $(LIB)
 	@rm -rf $(BUILD)/_build
-	@echo building the site
-	@$(BIN)/jupyter-book build $(STAGE) --path-output $(BUILD) \
-	    -W -n --keep-going --all -q > $(BUILD)/site.log
+	@echo "building the site"
+	@$(RUN) --log $(BUILD)/site.log $(BIN)/jupyter-book build $(STAGE) --path-output $(BUILD) \
+	    -W -n --keep-going --all -q
 	@rm -rf $(BUILD)/html && mv $(BUILD)/_build/html $(BUILD)/html && rm -rf $(BUILD)/_build
 	@touch $@

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from build import provenance
+from chapters import provenance
 from joblib import cpu_count, parallel_config
 from scipy.linalg import eigvalsh
 from tqdm import tqdm

@@ -58,15 +58,12 @@ class Record:
     def _repr_mimebundle_(self, include=None, exclude=None):
         mark = "✓" if self.holds else "✗"
         cells = {name: _page(value) for name, value in asdict(self).items()}
+        cells["other"] = "" if self.holds else " <b>does not hold on these data</b>"
         page = (
-            "<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: "
-            '<span class="bound">measured <b>{measured}</b>, expected {expected}</span>{other}</div>'
-        ).format(
-            mark=mark,
-            other="" if self.holds else " <b>does not hold on these data</b>",
-            **cells,
+            '<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: <span class="bound">'
+            "measured <b>{measured}</b>, expected {expected}</span>{other}</div>"
         )
-        return {"text/plain": str(self), "text/html": page}
+        return {"text/plain": str(self), "text/html": page.format(mark=mark, **cells)}
 
 
 def _page(value) -> str:
@@ -231,7 +228,10 @@ def collect(path) -> list[dict]:
 
 
 def table(records: list[dict]) -> HTML:
-    """Return the records of `collect` as a table in which each item links to its section's page."""
+    """Return the records of `collect` as a table in which each item links to its section's page.
+
+    Rows that do not hold have the class `fails`.
+    """
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = []
     for record in records:
@@ -239,9 +239,50 @@ def table(records: list[dict]) -> HTML:
         page = f"{Path(record['notebook']).stem}.html#{record['anchor']}"
         cells["item"] = f'<a href="{page}">{cells["item"]}</a>'
         cells["holds"] = "✓" if record["holds"] else "✗"
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
+        row = "<tr>" if record["holds"] else '<tr class="fails">'
+        rows.append(row + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
     body = "".join(rows)
     return HTML(
         '<div style="overflow-x: auto"><table class="dataframe ledger">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def matrix(sweep: pd.DataFrame, runs: pd.DataFrame) -> HTML:
+    """Return where each finding holds as a table: a row for a finding, a column for a setting.
+
+    `sweep` and `runs` are records of `make sweep`. A mark says whether all rows of the finding hold
+    (✓), none (✗) or so many (1/2); · that its page was not run on the setting or found no such row,
+    and ! that the page came to an error.
+
+    >>> run = {"page": "02-b", "group": "other λ", "setting": "λ = 10", "status": "done"}
+    >>> row = {"page": "02-b", "anchor": "a", "item": "Fig 2", "claim": "E falls", "λ = 10": "1/2"}
+    >>> '<td class="some">1/2</td>' in matrix(pd.DataFrame([row]), pd.DataFrame([run])).data
+    True
+    """
+    settings = runs[["group", "setting"]].drop_duplicates()
+    status = runs.set_index(["page", "setting"]).status
+    groups = settings.groupby("group", sort=False).size().items()
+    top = "".join(f'<th colspan="{size}">{_page(group)}</th>' for group, size in groups)
+    names = "".join(f"<th><span>{_page(name)}</span></th>" for name in settings.setting)
+    rows = []
+    for row in sweep.to_dict("records"):
+        link = f'<a href="{row["page"]}.html#{row["anchor"]}">{_page(row["item"])}</a>'
+        cells = f"<td>{link}</td><td>{_page(row['claim'])}</td>"
+        for name in settings.setting:
+            kind, mark = _mark(row[name], status.get((row["page"], name), ""))
+            cells += f'<td class="{kind}">{mark}</td>'
+        rows.append(f"<tr>{cells}</tr>")
+    return HTML(
+        '<div style="overflow-x: auto"><table class="dataframe matrix"><thead>'
+        f'<tr><th colspan="2"></th>{top}</tr><tr><th>item</th><th>finding</th>{names}</tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _mark(cell: str, status: str) -> tuple[str, str]:
+    """The class and the mark of "held/tried" rows in a run that came to `status`."""
+    if not isinstance(cell, str) or not cell:
+        return ("none", "!") if status in ("crash", "violated") else ("", "·")
+    held, tried = map(int, cell.split("/"))
+    return ("all", "✓") if held == tried else ("none", "✗") if not held else ("some", cell)

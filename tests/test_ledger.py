@@ -6,7 +6,18 @@ import pandas as pd
 import pytest
 
 from lib import ledger
-from lib.ledger import COLUMNS, claim, collect, finding, frames, keep, recorded, refute, table
+from lib.ledger import (
+    COLUMNS,
+    claim,
+    collect,
+    finding,
+    frames,
+    keep,
+    matrix,
+    recorded,
+    refute,
+    table,
+)
 
 HOLD = [
     (1e-10, "<= 1e-9"),
@@ -127,6 +138,18 @@ def test_records_are_collected_in_order_with_their_section(shown, tmp_path):
     assert "n &lt; 3 &amp; more" in page and "n < 3" not in page
 
 
+def test_rows_that_do_not_hold_are_marked(shown, monkeypatch, tmp_path):
+    monkeypatch.delenv(ledger.VARIABLE)
+    finding("Fig 5", "first", "n = 2", 1, "== 1")
+    finding("Fig 5", "second", "n = 2", 2, "== 1")
+    notebook(tmp_path / "01-a.ipynb", {"cell_type": "code", "outputs": shown})
+    page = table(collect(tmp_path)).data
+    head, first, second = page.split("<tr")[1:]
+    assert "<th>kind</th>" in head and "<td>finding</td>" in first
+    assert "fails" not in first and "✗" not in first
+    assert second.startswith(' class="fails"') and "<td>✗</td>" in second
+
+
 def test_what_a_page_shows_is_escaped(shown):
     claim("Eq 4", "a < b", "n & m", 0.5, "<= 1")
     data = shown[0]["data"]
@@ -167,3 +190,31 @@ def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, caps
 def test_a_record_of_another_name(shown, name):
     with pytest.raises(ValueError, match="name must be lower-case letters"):
         keep(name, pd.DataFrame())
+
+
+def test_where_each_finding_holds_is_a_table_of_marks():
+    settings = [
+        ("own", "as it is"),
+        ("other λ", "λ = 0.1"),
+        ("other λ", "λ < 10"),
+        ("other n", "2 n"),
+    ]
+    states = ["done", "done", "crash", ""]
+    runs = pd.DataFrame([
+        {"page": "02-b", "group": group, "setting": name, "status": status}
+        for (group, name), status in zip(settings, states, strict=True) if status
+    ] + [{"page": "03-c", "group": "other n", "setting": "2 n", "status": "done"}])  # fmt: skip
+    row = {"page": "02-b", "anchor": "fig-2", "item": "Fig 2", "claim": "a < b"}
+    cells = {"as it is": "2/2", "λ = 0.1": "0/2", "λ < 10": "", "2 n": float("nan")}
+    sweep = pd.DataFrame(
+        [row | cells, row | {"as it is": "1/2", "λ = 0.1": "", "λ < 10": "", "2 n": ""}]
+    )
+    page = matrix(sweep, runs).data
+    groups, names, first, second = page.split("<tr>")[1:]
+    assert '<th colspan="2">other λ</th><th colspan="1">other n</th>' in groups
+    assert "<span>λ &lt; 10</span>" in names
+    assert '<a href="02-b.html#fig-2">Fig 2</a></td><td>a &lt; b</td>' in first
+    marks = [("all", "✓"), ("none", "✗"), ("none", "!"), ("", "·")]
+    assert first.count("<td") == 6
+    assert "".join(f'<td class="{kind}">{mark}</td>' for kind, mark in marks) in first
+    assert '<td class="some">1/2</td><td class="">·</td><td class="none">!</td>' in second

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "book"))
+import chapters  # noqa: E402
+import sweep  # noqa: E402
+
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(r) for r in sum(EXTRAS.values(), PROJECT["dependencies"])]
 FORBIDDEN = r"TODO|FIXME|XXX|(?<![\w.~/])/[a-z]+/\w+/|allow_errors|except AssertionError"
-
-spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
 
 
 # --- dependencies -----------------------------------------------------------------------------
@@ -60,7 +64,7 @@ def test_every_import_is_declared():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names):
-                if not (ROOT / top).is_dir() and not list(path.parent.glob(f"{top}.py")):
+                if not (ROOT / top).is_dir() and not list(ROOT.glob(f"[!._]*/{top}.py")):
                     owners = {canonicalize_name(d) for d in distributions.get(top, ())}
                     assert owners & declared, f"{path.name} imports {top}, not in pyproject.toml"
 
@@ -105,7 +109,7 @@ def test_a_checked_cell_has_a_stored_output(code):
 def test_stored_outputs_are_of_one_clean_run(path, code, tmp_path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(o.output_type == "error" for cell in code for o in cell.outputs)
-    build.clean(path, tmp_path / path.name)
+    chapters.clean(path, tmp_path / path.name)
     same = (tmp_path / path.name).read_text() == path.read_text()
     assert same, f"{path.name} holds what differs from run to run; `make notebooks` stores it clean"
 
@@ -134,13 +138,13 @@ def test_no_word_that_has_no_place_in_a_chapter(path):
 
 def test_misspelt_parameter_is_refused(path, tmp_path):
     with pytest.raises(ValueError, match="has no parameter lamda; it has: "):
-        build.execute(path, tmp_path / path.name, {"lamda": 1.0})
+        chapters.execute(path, tmp_path / path.name, {"lamda": 1.0})
     assert not list(tmp_path.iterdir())
 
 
 def test_shared_parameter_that_no_chapter_has_is_refused(path, tmp_path):
     with pytest.raises(ValueError, match="no chapter has a parameter n_trian"):
-        build.execute(path, tmp_path / path.name, {}, {"n_trian": 20})
+        chapters.execute(path, tmp_path / path.name, {}, {"n_trian": 20})
 
 
 def test_quantised_picture_stays_as_it_is():
@@ -151,8 +155,251 @@ def test_quantised_picture_stays_as_it_is():
 
     buffer = BytesIO()
     Image.radial_gradient("L").convert("RGB").save(buffer, "PNG")
-    once = build.quantise(b64encode(buffer.getvalue()).decode())
-    assert build.quantise(once) == once and len(once) < len(b64encode(buffer.getvalue()))
+    once = chapters.quantise(b64encode(buffer.getvalue()).decode())
+    assert chapters.quantise(once) == once and len(once) < len(b64encode(buffer.getvalue()))
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def make(*arguments, rules=""):
+    """Run make with the repository's Makefile and further rules; return its output."""
+    command = ["make", "-s", "-f", "-", *arguments]
+    rules = f"include Makefile\n{rules}"
+    environ = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(
+        command, cwd=ROOT, env=environ, input=rules, text=True, capture_output=True, check=True
+    ).stdout
+
+
+def test_help_lists_every_parameter():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    parameters = set(re.findall(r"^([A-Z_0-9]+) \?=", text, re.M))
+    told = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True).stdout
+    assert {"DATASETS", "SIZE", "JOBS"} <= parameters
+    assert parameters <= set(re.findall(r"^([A-Z_0-9]+)  +\w", told, re.M))
+    commands = re.search(r"^\.PHONY: (.*)", text, re.M)[1].split()
+    assert set(commands) - set(re.findall(r"make (\w+)", told)) == {"help", "site", "install"}
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist:4/9, digits:3/8", "/o'neil's photos:a b/c++", 'a"b$c', "2024", "; #", "-1"]
+)
+def test_data_sets_reach_the_chapters_as_they_are(name):
+    rules = "p:\n\t@printf '%s\\n' $(SET)\n\t@echo '$(BUILD)' $(NTK_FINDINGS)"
+    *words, build = make("p", f"DATASETS={name}", "SIZE=32", rules=rules).splitlines()
+    assert words == ["--set", "DATASETS", name, "--set", "SIZE", "32"]
+    assert re.fullmatch(r"_build/\w*-\d+ report", build)
+    other = make("p", f"DATASETS={name}/", "SIZE=32", rules=rules).splitlines()[-1]
+    assert other != build
+    assert make("p", rules=rules).splitlines() == ["", "_build raise"]
+
+
+def test_a_value_is_text_where_the_default_is():
+    assert chapters.read("2024", "datasets", "digits:3/8") == "2024"
+    assert chapters.read("60", "n_train", 240) == 60
+    assert chapters.read("32", "size", None) == 32
+    with pytest.raises(ValueError, match="n_train = many is not a number; by default it is 240"):
+        chapters.read("many", "n_train", 240)
+
+
+def test_no_module_is_named_as_what_pip_leaves_behind():
+    names = {
+        path.stem for folder in ("book", "bench", "tests") for path in ROOT.glob(f"{folder}/*.py")
+    }
+    assert not names & {"build", "dist"}
+    if (ROOT / ".git").exists():
+        left = ["build/lib/lib/x.py", "dist/x.whl"]
+        ignored = subprocess.run(
+            ["git", "check-ignore", *left], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ignored.stdout.split() == left
+
+
+RUN = [sys.executable, str(ROOT / "book" / "run.py")]
+
+
+def test_two_builds_wait_for_each_other(tmp_path):
+    command = [*RUN, "--lock", str(tmp_path / "new" / "lock"), "sh", "-c"]
+    first = subprocess.Popen([*command, "echo begun; read line"], stdin=-1, stdout=-1, text=True)
+    assert first.stdout.readline() == "begun\n"
+    second = subprocess.Popen([*command, "echo second"], stdout=-1, text=True)
+    assert second.stdout.readline().startswith("waiting for another make")
+    assert second.poll() is None
+    first.communicate("go on\n")
+    assert second.communicate()[0] == "second\n" and second.returncode == 0
+
+
+def test_a_failure_names_its_log(tmp_path):
+    log = tmp_path / "x.log"
+    command = [*RUN, "--log", str(log), "sh", "-c", "echo told; echo why >&2; exit 3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3 and log.read_text() == "told\nwhy\n"
+    assert done.stderr == f"told\nwhy\nsh failed; the log: {log}\n"
+
+
+def write_notebook(path, *sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    language = {"language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=language), path)
+
+
+BUILD = [sys.executable, str(ROOT / "book" / "chapters.py"), "build"]
+
+
+def test_build_says_where_it_is_and_what_failed(tmp_path):
+    write_notebook(tmp_path / "01.ipynb", "n = 1", "print(n)")
+    write_notebook(tmp_path / "02.ipynb", "n = 1", "assert n == 1, f'n is\\n{n}'")
+    command = [*BUILD, tmp_path / "new" / "book", tmp_path / "01.ipynb", tmp_path / "02.ipynb"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"\[1 of 2, \d+ s\] executed 01.ipynb in \d+ s", lines[0])
+    assert re.fullmatch(r"\[2 of 2, \d+ s\] executed 02.ipynb in \d+ s", lines[1])
+    (tmp_path / "02.ipynb").touch()
+    done = subprocess.run([*command, "--set", "N", "2"], capture_output=True, text=True)
+    log = tmp_path / "new" / "logs" / "02.log"
+    assert done.returncode == 1 and "01.ipynb" not in done.stdout
+    assert done.stderr == f"02.ipynb, cell 3: AssertionError: n is 2\nthe log: {log}\n"
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT], ids=str)
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_what_make_started_ends_with_it(tmp_path, how):
+    if how == signal.SIGINT and not Path("/proc/self/status").exists():
+        pytest.skip("only Linux shows that make was interrupted")
+    pid = tmp_path / "pid"
+    sleep = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    write_notebook(tmp_path / "01.ipynb", "n = 1", sleep)
+    command = " ".join(map(str, [*RUN, *BUILD, tmp_path / "new" / "book", tmp_path / "01.ipynb"]))
+    started = subprocess.Popen(["make", "-f", "-"], stdin=subprocess.PIPE, text=True, cwd=tmp_path)
+    started.stdin.write(f"p:\n\t@exec {command}\n")
+    started.stdin.close()
+
+    def wait(condition):
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    wait(lambda: pid.exists() and pid.read_text())
+    os.kill(started.pid, how)
+    wait(lambda: not running(int(pid.read_text())))
+    assert started.wait(timeout=10) != 0
+
+
+def running(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
+
+
+def test_rows_that_do_not_hold_are_counted():
+    def rows(kind, *holds):
+        return [{"kind": kind, "holds": bool(h)} for h in holds]
+
+    held = rows("claim", 1, 1)
+    assert chapters.count(held) == "2 of 2 claims hold"
+    mixed = held + rows("finding", 0, 1, 0) + rows("control", 0)
+    words = "1 control does not hold on these data; 2 findings do not hold on these data"
+    assert chapters.count(mixed) == f"3 of 6 claims hold; {words}"
+
+
+# --- the sweep ---------------------------------------------------------------------------------
+
+
+def test_a_setting_changes_one_thing_of_the_defaults():
+    names = [setting.name for setting in sweep.SETTINGS]
+    assert len(set(names)) == len(names) and sweep.SETTINGS[0].change == {}
+    changed = {setting.group: set(setting.change) for setting in sweep.SETTINGS[1:]}
+    assert changed.pop("other n") >= {"n_train", "n_points"}
+    assert changed == {
+        "other classes": {"datasets"}, "other seeds": {"seed"}, "other λ": {"lam"}
+    }  # fmt: skip
+    known = set().union(
+        *(chapters.parameters(nbformat.read(path, as_version=4)) for path in NOTEBOOKS)
+    )
+    assert set().union(*(setting.change for setting in sweep.SETTINGS)) <= known
+    held_out = {pair for pairs in sweep.PAIRS.values() for pair in pairs}
+    assert not held_out & {"4/9", "airplane/automobile"} and "3/8" not in sweep.PAIRS["digits"]
+
+
+def plan(tmp_path, *names):
+    settings = [setting for setting in sweep.SETTINGS if setting.name in names]
+    chapter = tmp_path / "02-a.ipynb"
+    runs = sweep.plan(settings, [chapter], tmp_path / "work", "nowhere")
+    for folder in {run.folder for run in runs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    return runs
+
+
+PARAMETERS = 'datasets = "digits:3/8"\nn_train = 120\nn_test = 100\nseed = 5\nlam = 1.0'
+
+
+def test_sweep_plans_what_the_images_allow(tmp_path, capsys, no_network, monkeypatch):
+    monkeypatch.setenv("NTK_DATA", str(tmp_path / "data"))
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS.replace("120", "320"))
+    names = ("as on the pages", "digits 1/7", "mnist 1/7", "seed + 100", "n / 2", "2 n", "λ = 10")
+    found = {run.setting.name: run.values for run in plan(tmp_path, *names)}
+    assert found == {
+        "digits 1/7": {"datasets": "digits:1/7", "n_train": 160}, "n / 2": {"n_train": 160}
+    }  # fmt: skip
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS)
+    found = {run.setting.name: run.values for run in plan(tmp_path, *names)}
+    assert found == {
+        "as on the pages": {}, "digits 1/7": {"datasets": "digits:1/7"},
+        "seed + 100": {"seed": 105}, "n / 2": {"n_train": 60}, "2 n": {"n_train": 240},
+        "λ = 10": {"lam": 10.0},
+    }  # fmt: skip
+    told = capsys.readouterr().out
+    assert "mnist 1/7: left out, " in told and "2 n, 02-a: left out, n_train = 640" in told
+
+
+def test_sweep_records_what_holds_where_and_does_nothing_twice(tmp_path):
+    body = """from lib.ledger import claim, finding, refute
+claim("Thm 3", "a bound", f"{datasets}, λ = {lam:g}", 0.25 * lam, "< 1")
+for k in range(2):
+    finding("Fig 5", f"group {k} leads", f"{datasets}, λ = {lam:g}", seed + k, "<= 5")
+assert n_train > 60"""
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS, body)
+    runs = plan(tmp_path, "as on the pages", "seed + 100", "n / 2", "λ = 10")
+    for run in runs:
+        assert run.outcome() is None
+        sweep.execute(run)
+    frames = sweep.tables(runs)
+    first, second = frames["sweep"].to_dict("records")
+    assert (first["item"], first["claim"], first["kind"]) == ("Thm 3", "a bound", "claim")
+    assert (second["item"], second["claim"], second["kind"]) == (
+        "Fig 5",
+        "group … leads",
+        "finding",
+    )
+    assert [first[run.setting.name] for run in runs] == ["1/1", "1/1", "", ""]
+    assert [second[run.setting.name] for run in runs] == ["1/2", "0/2", "", ""]
+    states = frames["sweep-runs"].set_index("setting").status
+    assert list(states[run.setting.name] for run in runs) == ["done", "done", "crash", "violated"]
+    failed = frames["sweep-exceptions"]
+    assert list(failed.kind) == ["finding"] * 3 + ["claim"]
+    assert list(failed.measured) == ["6", "105", "106", "2.5"]
+    assert list(failed["where"])[-1] == "digits:3/8, λ = 10"
+    sweep.record(frames, tmp_path)
+    assert {"date", "machine", "versions"} <= set(pd.read_csv(tmp_path / "sweep-runs.csv"))
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("sweep*.csv")}
+    assert len(before) == 3 and all(run.outcome() for run in plan(tmp_path, *states.index))
+    sweep.record(sweep.tables(runs), tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS, body + "\npass")
+    sweep.code.cache_clear()
+    assert all(run.outcome() is None for run in runs)
+
+
+def test_comments_and_docstrings_ask_for_no_new_sweep(tmp_path):
+    (tmp_path / "a.py").write_text('"""One."""\ndef f(x):\n    """Two."""\n    return x  # three\n')
+    (tmp_path / "b.py").write_text('"""1."""\ndef f(x):\n    """2."""\n    return x\n')
+    (tmp_path / "c.py").write_text('"""1."""\ndef f(x):\n    """2."""\n    return -x\n')
+    one, same, other = (sweep.bare(tmp_path / f"{name}.py") for name in "abc")
+    assert one == same != other
 
 
 # --- pages ------------------------------------------------------------------------------------
@@ -220,6 +467,21 @@ def names(item: str, text: str) -> bool:
             if first <= int(number) <= (last or [first])[0]:
                 return True
     return False
+
+
+def test_readme_installs_the_torch_that_is_asked_for():
+    wanted = {str(r) for r in REQUIREMENTS if r.name.startswith("torch")}
+    line = next(x for x in (ROOT / "README.md").read_text().splitlines() if "whl/cpu" in x)
+    assert wanted <= set(line.split())
+
+
+def test_ci_runs_the_command_for_photos_that_readme_prints():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    extract = re.search(r"command=\$\((sed .*README.md)\)", script)[1]
+    found = subprocess.run(extract, shell=True, cwd=ROOT, text=True, capture_output=True).stdout
+    assert re.fullmatch(r'make book DATASETS="/data/photos:cats/dogs"( [A-Z_]+=\d+)+\n', found)
+    assert set(re.findall(r"(\w+)=", found)) == {"DATASETS", "SIZE", "N_TRAIN", "N_TEST"}
+    assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT).returncode == 0
 
 
 def test_citation_names_this_version():

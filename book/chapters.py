@@ -1,9 +1,10 @@
-"""Execute a chapter, clean it for git, and collect the ledger.
+"""Execute chapters, clean them for git, and collect the ledger.
 
-python book/build.py execute SOURCE TARGET [-p NAME VALUE ...] [--set NAME VALUE ...]
-python book/build.py clean SOURCE TARGET
-python book/build.py ledger FOLDER CSV
-python book/build.py record NOTEBOOK FOLDER
+python book/chapters.py build FOLDER SOURCE ... [--jobs N] [--set NAME VALUE ...]
+python book/chapters.py execute SOURCE TARGET [-p NAME VALUE ...] [--set NAME VALUE ...]
+python book/chapters.py clean SOURCE TARGET
+python book/chapters.py ledger FOLDER CSV
+python book/chapters.py record NOTEBOOK FOLDER
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import csv
 import io
 import os
 import platform
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,26 +30,48 @@ import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
+from run import end_with_parent
 
 from lib import ledger
 
+ROOT = Path(__file__).parents[1]
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-def parameters(notebook) -> set[str]:
-    """Return the names that the cell tagged `parameters` assigns."""
+
+def parameters(notebook) -> dict:
+    """Return the names that the cell tagged `parameters` assigns, with their defaults."""
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
-    targets = [node for cell in cells for node in ast.walk(ast.parse(cell.source))]
-    return {n.id for n in targets if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    lines = [line for cell in cells for line in ast.parse(cell.source).body]
+    return {
+        line.targets[0].id: ast.literal_eval(line.value)
+        for line in lines
+        if isinstance(line, ast.Assign)
+    }
+
+
+def read(text: str, name: str, default):
+    """Return the value that `text` spells; where the default is text, that is `text` itself.
+
+    So the data set "2024" stays a name. Raises `ValueError` for text that spells no value.
+    """
+    if isinstance(default, str):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"{name} = {text} is not a number; by default it is {default}") from None
 
 
 def execute(source: Path, target: Path, values: dict, shared: dict | None = None) -> None:
     """Run the notebook `source` in the folder of `target`, and keep it there if all cells pass.
 
-    `values` are parameters by name; those in `shared` are passed only if the notebook has them.
-    Raises `ValueError` for a name in `values` that the notebook does not have.
+    `values` are parameters by name, and as text; those in `shared` are passed only if the notebook
+    has them. Raises `ValueError` for a name in `values` that the notebook does not have, and for
+    one in `shared` that no chapter has.
     """
     notebook = nbformat.read(source, as_version=4)
     known = parameters(notebook)
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - set(known)):
         has = ", ".join(sorted(known)) or "none"
         raise ValueError(f"{source.name} has no parameter {', '.join(unknown)}; it has: {has}")
     shared = shared or {}
@@ -52,7 +79,9 @@ def execute(source: Path, target: Path, values: dict, shared: dict | None = None
     if unknown := sorted(set(shared) - set().union(*map(parameters, chapters))):
         raise ValueError(f"no chapter has a parameter {', '.join(unknown)}")
     values = values | {name: value for name, value in shared.items() if name in known}
+    values = {name: read(text, name, known[name]) for name, text in values.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ |= ONE_THREAD
     start = time.perf_counter()
     result = papermill.execute_notebook(
         str(source),
@@ -64,7 +93,55 @@ def execute(source: Path, target: Path, values: dict, shared: dict | None = None
         extra_arguments=["--log-level=CRITICAL"],
     )
     write(result, target)
-    print(f"executed {source.name} in {time.perf_counter() - start:.1f} s", flush=True)
+    print(f"executed {source.name} in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def build(sources: list[Path], folder: Path, jobs: int, shared: dict) -> None:
+    """Execute those of `sources` that are newer than their copies in `folder`, `jobs` at a time.
+
+    They are also executed again when the library or a record is newer. Output goes to
+    logs/NAME.log beside `folder`. Exits with the message of the first that fails.
+    """
+    common = [__file__, *(ROOT / "lib").glob("*.py"), *(folder / "records").rglob("*.csv")]
+    newest = max(os.path.getmtime(file) for file in common)
+    logs = folder.parent / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    words = [word for name, value in shared.items() for word in ("--set", name, value)]
+
+    def stale(source):
+        target = folder / source.name
+        after = max(newest, source.stat().st_mtime)
+        return not target.exists() or target.stat().st_mtime < after
+
+    def job(source):
+        command = [sys.executable, __file__, "execute", source, folder / source.name, *words]
+        log = logs / f"{source.stem}.log"
+        with log.open("w") as output:
+            status = subprocess.call(command, stdout=output, stderr=subprocess.STDOUT)
+        last = log.read_text(encoding="utf-8").rstrip().splitlines()[-1:]
+        if status:
+            raise SystemExit("\n".join([*last, f"the log: {log}"]))
+        return last[0]
+
+    for line in side_by_side(job, filter(stale, sources), jobs):
+        print(line, flush=True)
+
+
+def side_by_side(job: Callable, cases: Iterable, jobs: int) -> Iterable[str]:
+    """Call `job` with each case, `jobs` at a time; yield what they return, with where we are."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(job, case) for case in cases]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                line = future.result()
+                seconds = time.perf_counter() - began
+                yield f"[{done} of {len(futures)}, {seconds:.0f} s] {line}"
+        except SystemExit:
+            print("a chapter failed; waiting for those that are running", flush=True)
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def clean(source: Path, target: Path) -> None:
@@ -103,14 +180,24 @@ def quantise(png: str, colours: int = 128) -> str:
 
 
 def collect(folder: Path, target: Path) -> None:
-    """Write the ledger of the notebooks in `folder` as a table, one claim a row."""
+    """Write the ledger of the notebooks in `folder` as a table, one claim a row, and count it."""
     records = ledger.collect(folder)
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ledger.COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(records)
-    holding = sum(record["holds"] for record in records)
-    print(f"{target}: {holding} of {len(records)} claims hold", flush=True)
+    print(f"{target}: {count(records)}", flush=True)
+
+
+def count(records: list[dict]) -> str:
+    """Return in words how many rows of a ledger hold, and of which kind the others are."""
+    failing = [record["kind"] for record in records if not record["holds"]]
+    words = [f"{len(records) - len(failing)} of {len(records)} claims hold"]
+    for kind in sorted(set(failing)):
+        number = failing.count(kind)
+        plural, verb = ("", "does") if number == 1 else ("s", "do")
+        words.append(f"{number} {kind}{plural} {verb} not hold on these data")
+    return "; ".join(words)
 
 
 def record(notebook: Path, folder: Path) -> None:
@@ -162,33 +249,37 @@ def write(notebook, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
+    two = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     for name in ("execute", "clean", "ledger", "record"):
         command = commands.add_parser(name)
         command.add_argument("source", type=Path)
         command.add_argument("target", type=Path)
         if name == "execute":
-            two = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
             command.add_argument("-p", dest="values", help="a parameter of the notebook", **two)
             command.add_argument("--set", dest="shared", help="the same, if it has it", **two)
+    command = commands.add_parser("build")
+    command.add_argument("target", type=Path)
+    command.add_argument("source", type=Path, nargs="+")
+    command.add_argument("--jobs", type=int, default=1)
+    command.add_argument("--set", dest="shared", help="a parameter, where there is it", **two)
     args = parser.parse_args()
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback
+    shared = {name.lower(): value for name, value in getattr(args, "shared", ())}
     try:
-        if args.command == "execute":
-            values = {name: literal(value) for name, value in args.values}
-            shared = {name: literal(value) for name, value in args.shared}
-            execute(args.source, args.target, values, shared)
+        if args.command == "build":
+            build(args.source, args.target, args.jobs, shared)
+        elif args.command == "execute":
+            execute(args.source, args.target, dict(args.values), shared)
         else:
             function = {"clean": clean, "ledger": collect, "record": record}[args.command]
             function(args.source, args.target)
-    except (PapermillExecutionError, ValueError) as error:
+    except PapermillExecutionError as error:
+        print(error, flush=True)
+        message = " ".join(str(error.evalue).split())
+        sys.exit(f"{args.source.name}, cell {error.exec_count}: {error.ename}: {message}")
+    except ValueError as error:
         sys.exit(f"{args.source}: {error}")
-
-
-def literal(text: str):
-    """Return the Python literal that `text` spells, or `text` itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 if __name__ == "__main__":
