@@ -36,7 +36,7 @@ WIDTHS = [10_000, 20_000, 40_000, 80_000]
 N, T, LAM, KAPPA, SEED = 1000, 100, 1.0, 0.1, 0  # our choices: the paper's are not public
 TOP = 40
 SETTINGS = {"lam": LAM, "kappa": KAPPA, "seed": SEED}
-FLOWS, SETTLING = [12, 24, 48, 96], [4, 8, 16, 32, 64]
+FLOWS, SETTLING = [12, 24, 48, 96], [2, 3, 4, 8, 16, 32]
 FINE = {"flow": 400}  # Newton in steps of 1/(λ_max + λ), chosen after 200 gave R = .9988
 TOL = 3e-4  # rms change of f in one period at which descent has come to its end at n = 1000
 GROUPS = "digits:0+2+4+6+8/1+3+5+7+9"  # two groups of classes: many images hard to tell apart

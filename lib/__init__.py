@@ -8,7 +8,7 @@ in the Over-parameterized Regime* (AAAI 2022). Each module holds one idea:
 - `lib.ridge`: kernel ridge regression and every influence from one factorisation (Eq 5-9, 13-15)
 - `lib.network`: the network of finite width and its kernel (Eq 1)
 - `lib.train`: gradient descent and Newton to the minimiser (Eq 2, 3, 10)
-- `lib.product`: the products of 8-bit integers that make Newton fast
+- `lib.product`: exact products of activation patterns, in 8-bit integers
 - `lib.retrain`: the actual influence, by training again (Eq 7)
 - `lib.ihvp`: the usual estimate for a network of finite width (Eq 12)
 - `lib.bounds`: bounds on the error of the usual estimate (Eq 16, 17)

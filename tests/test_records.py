@@ -30,6 +30,22 @@ def settings(row) -> dict:
     return {"lam": row.lam, "kappa": row.kappa, "seed": int(row.seed), "m": int(row.m)}
 
 
+def tolerance(request, label: str) -> float:
+    """What another processor may change an influence by, as a share of the largest.
+
+    Ten times the largest change that was recorded when threads, precision or the order of the
+    points changed, and at least a hundredth. None of 240 influences changed by more than a tenth
+    of that, so one in 80 may (with a chance of 95 %); if the share falls at least like the square
+    of the change, one in 8000 exceeds the tolerance, and one of six rows in fewer than one run in
+    a thousand.
+    """
+    spread = pd.read_csv(request.config.rootpath / RECORDS / "spread.csv")
+    part = spread[(spread.data == label) & ~spread.how.str.startswith("start")]
+    assert len(part) == 240
+    change = (part.influence - part.reference).abs().max() / part.reference.abs().max()
+    return max(0.01, 10 * change)
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_table_1_records_come_out_again(name, request):
     record = pd.read_csv(request.config.rootpath / RECORDS / "table-1.csv")
@@ -48,9 +64,9 @@ def test_table_1_records_come_out_again(name, request):
         assert d.index_te[row.column] == row.test
         shift = newton(problem, start=begin, remove=row.row).f_te - f
         I = shift * (f - d.Y_te + 0.5 * shift)
-        # other processors round differently, and kinks make that visible: see the page
         largest = record[record.column == row.column].retrained.abs().max()
-        assert row.retrained == pytest.approx(I[row.column], abs=0.05 * largest)
+        within = tolerance(request, first.data) * largest
+        assert row.retrained == pytest.approx(I[row.column], abs=within)
 
 
 def test_eq3_chatter_of_kinks_stops_no_descent_of_the_default_step():
