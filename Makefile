@@ -57,7 +57,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN := exec $(PYTHON) book/run.py
 CHAPTERS_PY := exec $(BIN)/python book/chapters.py
 
-.PHONY: help book site install test lab bench notebooks paper sweep clean
+.PHONY: help book site install test lab bench notebooks paper sweep mutants clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -124,6 +124,10 @@ _build/paper/%.recorded: $(PAPER)/%.ipynb
 sweep: $(READY)
 	@exec $(BIN)/python book/sweep.py _build/sweep book/records $(filter-out %/13-where.ipynb,$(CHAPTERS)) \
 	    --cifar10 $(call quote,CIFAR10) --jobs $(JOBS)
+
+# small changes of the library, one at a time, each against the tests of its module; hours for all
+mutants: $(READY)
+	$(ONE_THREAD) $(BIN)/python tests/mutants.py $(MODULE) $(if $(SAMPLE),--sample $(SAMPLE))
 
 clean:
 	rm -rf _build

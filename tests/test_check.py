@@ -101,6 +101,24 @@ def test_good_input_passes_unchanged():
     assert check.indices("i", np.array([2, 0]), 3).tolist() == [2, 0]
 
 
+def test_labels_end_at_one_exactly():
+    assert check.labels("Y", [1.0, -1.0], 2).tolist() == [1, -1]
+    for y in (np.nextafter(1, 2), -np.nextafter(1, 2)):
+        with pytest.raises(ValueError, match=r"Y must lie in \[-1, 1\], but Y\[1\] = -?1; use"):
+            check.labels("Y", [1.0, y], 2)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("i", "j"), [(1, 0), (299, 3), (3, 299), (299, 298), (256, 255)])
+def test_symmetric_to_ten_digits_of_the_diagonal(scale, i, j):
+    K = scale * np.eye(300)
+    K[i, j] = 0.99e-10 * scale
+    assert check.symmetric("K", K) is K
+    K[i, j] = 1.01e-10 * scale
+    with pytest.raises(ValueError, match="K and Kᵀ differ by (1.01e-|0.000101)"):
+        check.symmetric("K", K)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unit_rows_to_the_precision_of_their_dtype(dtype):
     x = torch.nn.functional.normalize(torch.randn(50, 784, dtype=dtype), dim=1)
@@ -108,6 +126,58 @@ def test_unit_rows_to_the_precision_of_their_dtype(dtype):
     with pytest.raises(ValueError, match=r"row 7 has norm 1\.00\d+; scale it with lib.data"):
         x[7] *= 1.001
         check.unit("X", x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [1, -1])
+def test_unit_rows_to_a_hundred_eps_times_the_root_of_the_columns(dtype, side):
+    x, eps = torch.eye(3, 16, dtype=dtype), torch.finfo(dtype).eps
+    x[1, 1] = 1 + side * 398 * eps
+    assert check.unit("X", x) is x
+    x[1, 1] = 1 + side * 402 * eps
+    with pytest.raises(ValueError, match="X must have rows of unit norm, but row 1 has norm"):
+        check.unit("X", x)
+
+
+def test_bounds_of_numbers_may_be_reached_where_they_are_inclusive():
+    assert check.number("lam", 0, at_least=0) == 0 and check.integer("m", 1) == 1
+    assert check.integer("settle", 0, at_least=0) == 0
+    assert check.number("tol", 5e-324, above=0) == 5e-324
+    assert check.indices("i", [0, 2], 3).tolist() == [0, 2]
+    assert type(check.number("lam", 1)) is float and type(check.integer("m", 1.0)) is int
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.tensor([[1.0, 0.0], [0.6, torch.nan]]), r"X has 1 value .* \(1, 1\): nan; remove"),
+        (torch.empty(0, 3), r"X is empty: its shape is \(0, 3\); pass at least one row"),
+        (torch.ones(1), r"X must have 2 axes \(rows, d\), but its shape is \(1,\); reshape it"),
+    ],
+)
+def test_rows_that_have_no_norm(x, message):
+    with pytest.raises(ValueError, match=message):
+        check.unit("X", x)
+
+
+def test_regression_takes_its_three_arguments_together():
+    K, Y, lam = check.regression([[0.5, 0.1], [0.1, 0.5]], [1, -1], 0)
+    assert K.tolist() == [[0.5, 0.1], [0.1, 0.5]] and Y.tolist() == [1, -1] and lam == 0
+    for bad, message in (
+        (([[0.5, 0.1]], [1], 1), r"K must be square, but its shape is \(1, 2\)"),
+        (([[0.5]], [1, 1], 1), "Y has 2 entries, but there are 1 points"),
+        (([[0.5]], [1], -5e-324), "lam must be a finite number >= 0, not -5e-324"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check.regression(*bad)
+
+
+def test_columns_are_test_points():
+    assert check.columns([1.0, 2.0], 2).shape == (2, 1)
+    assert check.columns(np.ones((2, 3)), 2).shape == (2, 3)
+    for k in (np.ones((3, 2)), np.ones(3), np.ones((2, 2, 1)), 1.0):
+        with pytest.raises(ValueError, match="k has shape|k must have 1 or 2 axes"):
+            check.columns(k, 2)
 
 
 @pytest.mark.parametrize("x", [[[1j, 0]], [["1", "2"]], [[1.0], [1.0, 2.0]], "abc", None])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -72,6 +73,9 @@ def test_on_other_data_what_was_found_may_fail_and_a_theorem_may_not(shown, monk
     row = shown[0]["metadata"]["ledger"]
     assert row["holds"] is False and row["kind"] == {finding: "finding", refute: "control"}[kind]
     assert all("does not hold on these data" in text for text in shown[0]["data"].values())
+    assert all("✗" in text and "✓" not in text for text in shown[0]["data"].values())
+    kind("Fig 5", "extremes lead", "n = 2", np.float64("nan"), "< 1")  # a record for JSON, too
+    assert shown[1]["metadata"]["ledger"]["holds"] is False
     with pytest.raises(AssertionError):
         claim("Thm 3", "a bound", "n = 2", 1, "< 1")
 
@@ -134,6 +138,7 @@ def test_records_are_collected_in_order_with_their_section(shown, tmp_path):
     assert [r["anchor"] for r in records] == ["", "eq-4", "eq-4"]
     assert records[0]["measured"] == "1.23" and all(r["holds"] for r in records)
     page = table(records).data
+    assert "".join(f"<th>{name}</th>" for name in COLUMNS) in page
     assert page.count("<tr>") == 4 and '<a href="02-b.html#eq-4">Eq 4</a>' in page
     assert "n &lt; 3 &amp; more" in page and "n < 3" not in page
 
@@ -154,6 +159,7 @@ def test_what_a_page_shows_is_escaped(shown):
     claim("Eq 4", "a < b", "n & m", 0.5, "<= 1")
     data = shown[0]["data"]
     assert data["text/plain"] == "✓ Eq 4 · a < b · n & m · measured 0.5, expected <= 1"
+    assert data["text/html"].startswith("<div>✓ <b>Eq 4</b> a &lt; b <i>(n &amp; m)</i>: ")
     assert "a &lt; b" in data["text/html"] and "n &amp; m" in data["text/html"]
 
 
@@ -162,11 +168,16 @@ def test_counts_are_shown_in_full(shown):
     refute("Eq 4", "pairs", "n = 2", 1234.5, "== 0")
     assert "measured <b>93100</b>, expected &gt; 0<" in shown[0]["data"]["text/html"]
     assert "measured <b>1.23e+03</b>, expected not = 0<" in shown[1]["data"]["text/html"]
+    for count, text in ((10**9 - 1, "999999999"), (10**9, "1e+09")):
+        claim("Eq 4", "pairs", "n = 2", count, "> 0")
+        assert shown[-1]["metadata"]["ledger"]["measured"] == text
 
 
 def test_a_folder_without_notebooks(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no notebook and holds none"):
         collect(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there.ipynb' is no notebook and holds none"):
+        collect(tmp_path / "not-there.ipynb")
 
 
 def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from torch.func import grad, vmap
 
 from lib.kernel import ntk
-from lib.network import BLOCK, finite_kernel, forward, initialise
+from lib.network import BLOCK, finite_kernel, forward, initialise, neurons
 
 
 def points(n, d, seed=0):
@@ -61,6 +61,17 @@ def test_eq1_initialisation_has_the_stated_law():
     assert set(a) == {-1.0, 1.0} and abs(a.sum()) < 4 * len(a) ** 0.5
 
 
+def test_eq1_every_block_and_every_seed_draws_anew():
+    draws = [initialise(3, 2 * BLOCK, 0.2, seed) for seed in (0, 1)]
+    W = np.hstack([W for W, _ in draws])
+    a = np.concatenate([a for _, a in draws]).reshape(4, BLOCK)
+    assert len(np.unique(W, axis=1).T) == 4 * BLOCK, "two neurons with the same weights"
+    assert np.abs(np.corrcoef(a) - np.eye(4)).max() < 5 / BLOCK**0.5  # five standard errors
+    rng = np.random.default_rng([1, 1])  # the second block of seed 1 begins with neuron 2048
+    np.testing.assert_array_equal(a[3], 1 - 2 * rng.integers(2, size=2048))
+    np.testing.assert_allclose(W[:, 3 * 2048 :].T, 0.2 * rng.standard_normal((2048, 3), "f4"))
+
+
 def test_eq1_antisymmetric_pairs_start_at_zero_and_plain_at_order_kappa():
     X = points(20, 6)
     paired = forward(X, *initialise(6, 2 * BLOCK + 6, 0.5, 1, antisymmetric=True))
@@ -89,6 +100,20 @@ def test_eq1_single_precision_counts_differ_only_at_kinks():
 def test_eq1_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         initialise(**({"d": 3, "m": 4, "kappa": 0.1, "seed": 0} | change))
+
+
+def test_eq1_weights_are_single_precision_and_kappa_must_fit_it():
+    for _, W, a in neurons(3, 8, 0.1, 0, antisymmetric=True):
+        assert W.dtype == a.dtype == np.float32 and W.shape == (8, 3)
+    plain = list(neurons(3, BLOCK + 6, 0.1, 0))
+    assert [which for which, *_ in plain] == [slice(0, BLOCK), slice(BLOCK, BLOCK + 6)]
+    assert len(np.unique(np.concatenate([W for _, W, _ in plain]), axis=0)) == BLOCK + 6
+    for kappa in (1e-30, 1e30):
+        with pytest.raises(ValueError, match="is beyond single precision; choose one near 0.1"):
+            initialise(1, 2, kappa, 0)
+    for kappa in (1.1e-30, 0.9e30):
+        W, _ = initialise(1, 2, kappa, 0)
+        np.testing.assert_allclose(W / kappa, initialise(1, 2, 1.0, 0)[0], rtol=1e-6)
 
 
 def test_eq1_bad_points():

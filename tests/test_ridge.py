@@ -1,5 +1,7 @@
 """Eq 5-15: by hand, by refitting, by identities under hypothesis, against scikit-learn."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -244,6 +246,17 @@ def test_tensors_lists_and_single_precision_are_welcome(points):
     np.testing.assert_allclose(single.exact, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [np.asfortranarray, lambda k: np.repeat(k, 2, axis=1)[:, ::2]])
+def test_kernels_in_any_layout(points, layout):
+    X, y_te = points(12, 4), np.linspace(-1, 1, 5)
+    K, k = ntk(X), ntk(X, points(5, 4, 1))
+    model, other = Ridge(K, X[:, 0], 0.1), Ridge(layout(K), X[:, 0], 0.1)
+    np.testing.assert_allclose(other.predict(layout(k)), k.T @ model.beta, atol=1e-13)
+    np.testing.assert_allclose(other.predict(layout(k)[:, 1]), k[:, 1] @ model.beta, atol=1e-13)
+    found = other.influence(layout(k), y_te)
+    np.testing.assert_allclose(found.exact, model.influence(k, y_te).exact, atol=1e-13)
+
+
 def test_arguments_stay_as_they_were(points):
     K, Y = ntk(points(300, 9)), np.ones(300)
     before = K.copy()
@@ -251,6 +264,14 @@ def test_arguments_stay_as_they_were(points):
     model.influence(K, Y).exact.sort()
     np.testing.assert_array_equal(K, before)
     np.testing.assert_array_equal(model.Q, model.Q.T)
+
+
+@pytest.mark.parametrize("n", [255, 256, 257, 513])
+def test_the_inverse_is_whole_where_the_squares_it_is_mirrored_by_end(points, n):
+    K = ntk(points(n, 9))
+    Q = Ridge(K, np.ones(n), 0.5).Q
+    np.testing.assert_array_equal(Q, Q.T)
+    np.testing.assert_allclose(Q @ (K + 0.5 * np.eye(n)), np.eye(n), atol=1e-11)
 
 
 I2, Y2 = np.eye(2) / 2, [1.0, -1.0]
@@ -299,6 +320,8 @@ def test_lambda_zero_with_duplicates_names_the_pair(points):
         ValueError, match="lam = 0 is singular .* points 13 and 41 are duplicates .* choose lam > 0"
     ):
         Ridge(ntk(X), np.ones(50), 0)
+    with pytest.raises(ValueError, match="points 0 and 1 are duplicates"):
+        Ridge(np.full((2, 2), 0.5), [1, 1], 0)
     assert np.isfinite(Ridge(ntk(X), np.ones(50), 1e-6).beta).all()
 
 
@@ -311,6 +334,15 @@ def test_lambda_zero_with_more_than_d_antipodal_pairs_names_one(points):
     with pytest.raises(ValueError, match=rf"points {i} and {i + 3} depend .* antipodal.*lam > 0"):
         Ridge(K, np.ones(10), 0)
     assert np.isfinite(Ridge(K, np.ones(10), 1e-6).beta).all()
+
+
+def test_two_points_of_many_that_depend_are_named_in_order(points):
+    for seed in range(6):
+        X = points(5, 3, seed)
+        with pytest.raises(ValueError, match=r"points (\d) and (\d) depend on the others") as error:
+            Ridge(ntk(np.r_[X, -X]), np.ones(10), 0)
+        i, j = re.search(r"points (\d) and (\d)", str(error.value)).groups()
+        assert i < j
 
 
 def test_a_matrix_that_is_no_kernel():
