@@ -92,7 +92,8 @@ def retrain(
     group, and Newton so from the end of its flow on all points. `workers` is joblib's n_jobs
     (None: as configured around the call). Each training runs on `threads` threads of torch,
     whatever is set outside: the order of its sums, so the last digits, depends on it. A process
-    holds one problem and one warm start, m·(3n + t) numbers, and each running task 2·m·n more.
+    holds one problem and one warm start, m·(3n + t) numbers, and each running task 2·m·n more, or
+    4·m·n while Newton follows the flow from a cold start.
 
     Results go to `file` as they come, one JSON line each, synced to disk. The same call goes on
     with it after an interruption, also for more groups: what is there is not trained again.

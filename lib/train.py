@@ -42,7 +42,8 @@ class Problem:
 
     X (n, d) and X_te (t, d) with unit rows, Y (n,) in [-1, 1], lam > 0, kappa > 0 the standard
     deviation of W(0), m ≥ 1 (even if antisymmetric), on a torch `device`. Holds m·(n + t) numbers
-    of `dtype`; a training adds 2·m·n, with momentum 4·m·n, and some 75 MB for temporaries.
+    of `dtype`; a training adds 2·m·n, with momentum 4·m·n, and some 75 MB for temporaries. Newton
+    from W(0) follows the flow in float64, which takes another 2·m·n numbers of float32 meanwhile.
 
     Raises `ValueError` for arguments outside these ranges, shapes that do not match, non-finite
     values. Source: Zhang and Zhang (2022), Eq 1, 2.
@@ -172,8 +173,8 @@ class _Path:
         self.keep[self.removed] = False
         self.Z = problem.Z0 if start is None else start.Z
         self.C = torch.zeros_like(self.Z) if start is None else start.C
-        self.Z = self.Z.double() if wide else self.Z
-        self.owned = False
+        self.Z = self.Z.to(torch.float64, copy=True) if wide else self.Z
+        self.owned = wide
         if start is None:
             self.beta = torch.zeros_like(problem.Y)
             self.look(count=True)
@@ -433,8 +434,10 @@ def newton(
     With J and K_m = JJᵀ of the present pattern S, W(0) + Jᵀ(K_m + λI)⁻¹(Y − JW(0)) would be the
     minimiser. A cold start first follows the flow in `flow` steps, each the minimiser of
     L(W) + ‖W − W_t‖²/2τ on the present S: the linearly implicit Euler step for Eq 3. It does so in
-    float64, whatever the dtype: a pair that rounding puts on the other side of its kink moves
-    others, and by the end of the flow it has moved the predictions. With s = τ/(1 + λτ), which grows evenly from s_0 = 1/(λ_max + λ), and K_m of every third step:
+    float64, whatever the dtype. In float32, rounding puts a few pairs on the wrong side of their
+    kinks. These pairs move others, and in the end the predictions differ.
+
+    With s = τ/(1 + λτ), which grows evenly from s_0 = 1/(λ_max + λ), and K_m of every third step:
 
         (I + s K_m) r = f − Y − s λ (f − JW(0)),    C ← (1 − s λ) C − s r ∘ S.
 
