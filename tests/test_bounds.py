@@ -113,6 +113,12 @@ def test_eq17_gamma_by_hand():
     np.testing.assert_allclose(gamma(np.eye(4)), [4] * 4)
 
 
+def test_eq17_subtracted_term_by_hand():
+    # α = (5/8, 1/8), so γ = 2 · 25/26; ρ² = 16/9 = E; γE / (16 · ½ · ¼ · 2) = 100/117
+    np.testing.assert_allclose(subtracted_term(HAND, 0.5), [100 / 117], rtol=8 * EPS)
+    np.testing.assert_allclose(subtracted_term(HAND, 1), [50 / 117], rtol=8 * EPS)
+
+
 @pytest.mark.parametrize("delta", [0.05, 0.1, 0.5])
 def test_eq17_holds_for_all_but_a_share_of_the_points(real, delta):
     for inf in real[3]:
@@ -178,6 +184,19 @@ def test_certificate_against_refits_on_real_data(real):
     assert (gap > h * np.abs(inf.ihvp) + tau + room).any()  # control: without 1/(1 − h)
 
 
+def test_certified_by_hand():
+    # K = ½I, λ = 9.5: h = 1/20, ρ = (−1, 1), τ = 1/800; k = (½, ¼): α = (1/20, 1/40), f = 1/40,
+    # r_te = −39/40, T₁ = (39/800, −39/1600): I lies in (39, 40)/800, (−39, −37)/1600
+    inf = Ridge(np.eye(2) / 2, [1.0, -1.0], 9.5).influence([0.5, 0.25], [1.0])
+    expected = np.array([[39 / 16000 + 1 / 800], [39 / 32000 + 1 / 800]])
+    least = np.array([[39 / 800], [37 / 1600]])  # of abs(I): for I < 0 at the other end
+    for i, tolerance in enumerate((expected / least)[:, 0]):
+        for factor, within in ((1 - 1e-9, False), (1 + 1e-9, True)):
+            bound, found = certified(inf, tolerance * factor)
+            np.testing.assert_allclose(bound, expected, rtol=8 * EPS)
+            assert found[i, 0] == within
+
+
 @pytest.mark.parametrize("lam", [1e-6, 1.0, 1e6, 1e12])
 def test_certificate_keeps_its_digits(points, lam):
     K, Y = ntk(points(300, 6)), np.sign(points(300, 1)[:, 0])
@@ -238,6 +257,17 @@ def test_bad_input():
         certificate(other)
     with pytest.raises(ValueError, match=r"K\[0, 0\] = 1, but .* pass K = ntk\(X\)"):
         subtracted_term(other.influence([1, 0], [1]), 0.1)
+
+
+def test_eigenvalues_that_no_kernel_of_this_diagonal_has():
+    inf = Ridge(np.diag([0.5, 1.0]), [1.0, -1.0], 0.5).influence([0.5, 0.25], [1.0])
+    g, G = 0.5, 2 / 3  # of λ_min = ½ and λ_max = 1, as large and as small as they may be
+    np.testing.assert_allclose(lower_bound(inf, 0.5), g * np.abs(inf.exact) - inf.T2, rtol=8 * EPS)
+    np.testing.assert_allclose(upper_bound(inf, 1.0), G * np.abs(inf.exact) + inf.T2, rtol=8 * EPS)
+    with pytest.raises(ValueError, match="lam_min = 0.501 is not .* whose diagonal reaches 0.5;"):
+        lower_bound(inf, 0.501)
+    with pytest.raises(ValueError, match="lam_max = 0.999 is not .* whose diagonal reaches 1;"):
+        upper_bound(inf, 0.999)
 
 
 def test_certified_refuses_what_has_no_answer():

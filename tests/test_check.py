@@ -84,6 +84,24 @@ def test_good_input_passes_unchanged():
     assert check.indices("i", np.array([2, 0]), 3).tolist() == [2, 0]
 
 
+def test_labels_end_at_one_exactly():
+    assert check.labels("Y", [1.0, -1.0], 2).tolist() == [1, -1]
+    for y in (np.nextafter(1, 2), -np.nextafter(1, 2)):
+        with pytest.raises(ValueError, match=r"Y must lie in \[-1, 1\], but Y\[1\] = -?1; use"):
+            check.labels("Y", [1.0, y], 2)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("i", "j"), [(1, 0), (299, 3), (3, 299), (299, 298), (256, 255)])
+def test_symmetric_to_ten_digits_of_the_diagonal(scale, i, j):
+    K = scale * np.eye(300)
+    K[i, j] = 0.99e-10 * scale
+    assert check.symmetric("K", K) is K
+    K[i, j] = 1.01e-10 * scale
+    with pytest.raises(ValueError, match="K and Kᵀ differ by (1.01e-|0.000101)"):
+        check.symmetric("K", K)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unit_rows_to_the_precision_of_their_dtype(dtype):
     x = torch.nn.functional.normalize(torch.randn(50, 784, dtype=dtype), dim=1)

@@ -61,6 +61,14 @@ def test_eq1_initialisation_has_the_stated_law():
     assert set(a) == {-1.0, 1.0} and abs(a.sum()) < 4 * len(a) ** 0.5
 
 
+def test_eq1_every_block_and_every_seed_draws_anew():
+    draws = [initialise(3, 2 * BLOCK, 0.2, seed) for seed in (0, 1)]
+    W = np.hstack([W for W, _ in draws])
+    a = np.concatenate([a for _, a in draws]).reshape(4, BLOCK)
+    assert len(np.unique(W, axis=1).T) == 4 * BLOCK, "two neurons with the same weights"
+    assert np.abs(np.corrcoef(a) - np.eye(4)).max() < 5 / BLOCK**0.5  # five standard errors
+
+
 def test_eq1_antisymmetric_pairs_start_at_zero_and_plain_at_order_kappa():
     X = points(20, 6)
     paired = forward(X, *initialise(6, 2 * BLOCK + 6, 0.5, 1, antisymmetric=True))

@@ -134,6 +134,16 @@ def test_warm_start_of_newton_is_one_flow_for_all(stand_in, data, backend):
     assert [start for _, start, _ in stand_in] == [None] * (1 + len(GROUPS))
 
 
+def test_warm_start_of_newton_is_the_end_of_the_flow_and_not_the_settled_model(data):
+    result = retrain(*data, GROUPS, **SETTINGS)
+    problem = Problem(*data, **{k: SETTINGS[k] for k in ("lam", "m", "kappa", "seed")})
+    begin, settled = newton(problem, settle=0), newton(problem)
+    for group, f in zip([(), *GROUPS], [result.f, *result.f_without], strict=True):
+        np.testing.assert_allclose(f, newton(problem, start=begin, remove=group).f_te, atol=1e-5)
+        other = newton(problem, start=settled, remove=group).f_te
+        assert np.abs(f - other).max() > 1e-4, "kinks that hold do not let go"
+
+
 def test_warm_start_of_descent_is_the_full_model(data):
     calls = []
 

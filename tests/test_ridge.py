@@ -252,6 +252,14 @@ def test_arguments_stay_as_they_were(points):
     np.testing.assert_array_equal(model.Q, model.Q.T)
 
 
+@pytest.mark.parametrize("n", [255, 256, 257, 513])
+def test_the_inverse_is_whole_where_the_squares_it_is_mirrored_by_end(points, n):
+    K = ntk(points(n, 9))
+    Q = Ridge(K, np.ones(n), 0.5).Q
+    np.testing.assert_array_equal(Q, Q.T)
+    np.testing.assert_allclose(Q @ (K + 0.5 * np.eye(n)), np.eye(n), atol=1e-11)
+
+
 I2, Y2 = np.eye(2) / 2, [1.0, -1.0]
 
 

@@ -175,6 +175,30 @@ def test_thm1_kernel_at_the_trained_pattern_is_the_autodiff_gram_matrix():
     np.testing.assert_allclose(K_te, J_te @ J.T, atol=1e-12)
 
 
+@pytest.mark.parametrize(("method", "how"), [(newton, {"settle": 300}), (gradient_descent, {})])
+def test_eq2_beta_is_the_residual_that_pulls(method, how):
+    done = method(problem(m=256, kappa=2.0), remove=3, **how)
+    expected = np.delete((done.problem.Y.numpy() - done.f) / done.problem.lam, 3)
+    np.testing.assert_allclose(np.delete(done.beta.numpy(), 3), expected, rtol=0, atol=1e-8)
+    assert done.beta[3] == 0 and np.abs(expected).min() > 0.1
+
+
+def test_eq2_kinks_of_the_points_that_are_left_and_the_kernel_on_both_sides_of_them():
+    p = problem(m=256, kappa=0.1)
+    gone, left = [2, 5], [0, 1, 3, 4, 6, 7]
+    done = newton(p, remove=gone, settle=300)
+    on = done.Z.abs() < 1e-7
+    assert on[:, left].sum() > 20
+    assert done.kinks == pytest.approx(float(on[:, left].double().mean()))
+    on[:, gone] = False  # a removed point pulls no weights, so no kink holds it
+    active_te = (done._test_points(slice(None)) > 0).double()
+    for side in (0, 1):
+        S = torch.where(on, float(side), (done.Z > 0).double())
+        K, K_te = done.kernel(side)
+        np.testing.assert_allclose(K, p.G64 * (S.T @ S) / p.m, atol=1e-14)
+        np.testing.assert_allclose(K_te, p.G64_te.T * (active_te.T @ S) / p.m, atol=1e-14)
+
+
 # --- states, widths, removal ---------------------------------------------------------------------
 
 
