@@ -41,8 +41,8 @@ def complexity(K, Y, groups: Iterable | None = None) -> np.ndarray:
     Examples
     --------
     >>> K, Y = [[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0]
-    >>> complexity(K, Y).round(4).tolist(), complexity(K, Y, [[0, 1]]).tolist()
-    ([0.5858, 0.5858], [2.0])
+    >>> complexity(K, Y).round(6).tolist(), complexity(K, Y, [[0, 1]]).round(12).tolist()
+    ([0.585786, 0.585786], [2.0])
     """
     model = Ridge(K, Y, 0)
     n, whole = len(model.Y), model.Y @ model.beta

@@ -90,8 +90,8 @@ def epsilon(r: float) -> float:
     It bounds the distance of two points of a component in feature space. Raises `ValueError` for
     r outside (0, 1]. Source: Zhang and Zhang (2022), Thm 4.
 
-    >>> round(2**0.5 * epsilon(0.2), 3)  # the theorem needs √2 ε_r < 1
-    0.983
+    >>> round(2**0.5 * epsilon(0.2), 6)  # the theorem needs √2 ε_r < 1
+    0.982564
     """
     r = _radius(r)
     return float(np.sqrt(2 * r**2 + 2 * np.arcsin(r)))  # arccos(1 − 2r²) = 2 arcsin r, all digits
@@ -103,8 +103,8 @@ def required_ridge(lam_max: float, r: float) -> float:
     `lam_max` > 0 is the largest eigenvalue of K, r the radius of A2; infinite unless √2 ε_r < 1,
     since no λ satisfies the theorem then. Source: Zhang and Zhang (2022), Thm 4.
 
-    >>> round(required_ridge(100.0, 0.01), 1), required_ridge(100.0, 0.3)
-    (25.2, inf)
+    >>> round(required_ridge(100.0, 0.01), 6), required_ridge(100.0, 0.3)
+    (25.156316, inf)
     """
     spread = np.sqrt(2) * epsilon(r)
     lam_max = check.number("lam_max", lam_max, above=0)

@@ -33,8 +33,8 @@ def ihvp(trained: Trained, y_te, *, at_kink: int | None = None) -> np.ndarray:
     >>> from lib.train import Problem, newton
     >>> p = Problem([[1.0, 0.0]], [1.0], [[0.6, 0.8]], lam=0.5, m=20_000, kappa=0.5, seed=0,
     ...             antisymmetric=True)
-    >>> ihvp(newton(p), [1.0]).round(2).tolist()  # the limit, Eq 13: 0.211 · 0.789 · 0.5
-    [[0.08]]
+    >>> ihvp(newton(p), [1.0]).round(3).tolist()  # the limit, Eq 13: 0.211 · 0.789 · 0.5
+    [[0.084]]
     """
     if len(trained.removed):
         raise ValueError(
@@ -93,8 +93,8 @@ def covariance(u: np.ndarray, kappa: float) -> np.ndarray:
 
     Raises `ValueError` for kappa ≤ 0 and a abs(u) > 1 beyond rounding. Source: Cho and Saul (2009).
 
-    >>> float(covariance(1.0, kappa=1.0))
-    0.5
+    >>> covariance([1.0, 0.5, -1.0], kappa=2.0).round(6).tolist()
+    [2.0, 1.217996, 0.0]
     """
     u = check.array("u", u, ndim=(0, 1, 2))
     worst = u.flat[np.abs(u).argmax()]

@@ -44,8 +44,8 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
 
     Examples
     --------
-    >>> ntk(np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])).tolist()
-    [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
+    >>> ntk(np.array([[1.0, 0.0], [0.5, 0.75**0.5]])).round(6).tolist()  # 60 degrees apart
+    [[0.5, 0.166667], [0.166667, 0.5]]
     """
     A = _points("X", X, dtype)
     B = A if X2 is None else _points("X2", X2, dtype, beside=A)
