@@ -1,6 +1,7 @@
 # make book    build the book          make lab         open the chapters in JupyterLab
 # make test    test everything         make bench       timings against other ways to compute
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
+# make mutants wrong libraries that the tests do not notice: MODULE=bounds, SAMPLE=30
 #
 # make book DATASETS="mnist:4/9, cifar10:airplane/automobile"   the same pages on other images
 # make paper                                                   record both at the paper's scale
@@ -39,7 +40,7 @@ export NTK_FINDINGS := $(if $(SLUG)$(N_TRAIN)$(N_TEST)$(SIZE),report,raise)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 BUILD_PY := $(ONE_THREAD) $(BIN)/python book/build.py
 
-.PHONY: help book test lab bench notebooks paper clean
+.PHONY: help book test lab bench notebooks paper mutants clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -97,6 +98,10 @@ $(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/build.py $(READY)
 # stamps, so that building the book never asks for a record to be made again
 _build/paper/%.recorded: $(PAPER)/%.ipynb
 	@$(BUILD_PY) record $< book/records && touch $@
+
+# small changes of the library, one at a time, each against the tests of its module; hours for all
+mutants: $(READY)
+	$(ONE_THREAD) $(BIN)/python tests/mutants.py $(MODULE) $(if $(SAMPLE),--sample $(SAMPLE))
 
 clean:
 	rm -rf _build

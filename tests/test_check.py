@@ -111,6 +111,24 @@ def test_unit_rows_to_the_precision_of_their_dtype(dtype):
         check.unit("X", x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [1, -1])
+def test_unit_rows_to_a_hundred_eps_times_the_root_of_the_columns(dtype, side):
+    x, eps = torch.eye(3, 16, dtype=dtype), torch.finfo(dtype).eps
+    x[1, 1] = 1 + side * 398 * eps
+    assert check.unit("X", x) is x
+    x[1, 1] = 1 + side * 402 * eps
+    with pytest.raises(ValueError, match="X must have rows of unit norm, but row 1 has norm"):
+        check.unit("X", x)
+
+
+def test_bounds_of_numbers_may_be_reached_where_they_are_inclusive():
+    assert check.number("lam", 0, at_least=0) == 0 and check.integer("m", 1) == 1
+    assert check.integer("settle", 0, at_least=0) == 0
+    assert check.number("tol", 5e-324, above=0) == 5e-324
+    assert check.indices("i", [0, 2], 3).tolist() == [0, 2]
+
+
 @pytest.mark.parametrize("x", [[[1j, 0]], [["1", "2"]], [[1.0], [1.0, 2.0]], "abc", None])
 def test_array_that_is_not_real_numbers(x):
     with pytest.raises(TypeError, match="X must be a real numeric array, not"):

@@ -62,6 +62,15 @@ def test_eq19_for_any_data(n, seed, data):
     assert wider >= found - norm(K, Y) * tolerance**0.5  # more points, more complexity
 
 
+def test_eq19_where_nothing_is_left_is_the_whole_norm():
+    # one point, or two of which the other has the label 0: what is left is 0, up to rounding
+    rng = np.random.default_rng(0)
+    for y, k in zip(rng.uniform(0.1, 1, 50), rng.uniform(0.1, 2, 50), strict=True):
+        np.testing.assert_allclose(complexity([[k]], [y]), y / k**0.5, rtol=1e-7)
+        K = [[k, k / 3], [k / 3, k]]  # K⁻¹ has the diagonal 9/8k
+        np.testing.assert_allclose(complexity(K, [y, 0])[0], y * (9 / 8 / k) ** 0.5, rtol=1e-7)
+
+
 def test_fig5_extreme_groups_lead_unless_the_ridge_is_strong():
     data = load("digits:3/8", n_train=200, n_test=60)
     K, k = ntk(data.X), ntk(data.X, data.X_te)
