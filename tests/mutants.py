@@ -114,14 +114,13 @@ def mutants(module: str):
                 around = [n for n in where if isinstance(n, ast.expr) and len(ast.unparse(n)) < 70]
                 shown = around[0] if around else child
                 scope = [n.name for n in path if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-                before = ast.unparse(getattr(shown, "test", shown))
+                before = _text(shown)
                 for changed in changes(child, imported):
                     several = isinstance(value, list)
                     put = [*value[:k], changed, *value[k + 1 :]] if several else changed
                     setattr(node, field, put)
-                    after = changed if shown is child else shown
-                    name = ".".join([module, *scope])
-                    name += f": {before} → {ast.unparse(getattr(after, 'test', after))}"
+                    after = _text(changed if shown is child else shown)
+                    name = f"{'.'.join([module, *scope])}: {before} → {after}"
                     seen[name] += 1
                     yield name + f" ({seen[name]})" * (seen[name] > 1), tree
                     setattr(node, field, value)
@@ -129,6 +128,10 @@ def mutants(module: str):
                     yield from visit(child, where)
 
     yield from visit(tree, [])
+
+
+def _text(node: ast.AST) -> str:
+    return ast.unparse(node.test if isinstance(node, ast.If) else node)
 
 
 def survives(module: str, tree: ast.Module | None, limit: float) -> bool:

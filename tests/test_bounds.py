@@ -68,6 +68,14 @@ def test_thm3_eq16_by_hand():
     assert extremes([[0.5, 0.25], [0.25, 0.5]]) == pytest.approx((0.25, 0.75))
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_extremes_are_moved_outwards_by_n_eps_of_the_largest(scale):
+    low, high = extremes(scale * np.diag([1.0, 2.0, 3.0]))
+    rounding = 3 * EPS * 3 * scale
+    np.testing.assert_allclose([scale - low, high - 3 * scale], [rounding] * 2, rtol=0.3)
+    assert extremes(np.full((2, 2), scale))[0] == 0  # and not below
+
+
 @given(problems())
 def test_thm3_eq16_and_its_remark_hold_for_all_pairs(problem):
     K, inf = problem
@@ -109,6 +117,7 @@ def test_eq16_sharp_is_attained_for_orthogonal_inputs():
 
 def test_eq17_gamma_by_hand():
     np.testing.assert_allclose(gamma([3.0, 4.0]), [2 * 16 / 25])
+    assert gamma([3.0, 4.0]).shape == (1,)
     np.testing.assert_allclose(gamma(np.ones((5, 2))), [1, 1])
     np.testing.assert_allclose(gamma(np.eye(4)), [4] * 4)
 
@@ -204,6 +213,12 @@ def test_certificate_keeps_its_digits(points, lam):
     model = Ridge(K, Y, lam)
     expected = 0.25 * model.rho**2 * (V**2 @ (mu / (mu + lam) ** 2))  # a sum of positive terms
     np.testing.assert_allclose(certificate(model), expected, rtol=1e-10)
+
+
+def test_certificate_is_never_negative_where_little_is_left_of_it():
+    for lam in np.logspace(-14.5, -10, 40):  # duplicates: Q_ii h_i is 1/λ times what is left
+        model = Ridge(np.full((2, 2), 0.5), [1.0, -1.0], lam)
+        assert (certificate(model) >= 0).all() and (worst_case(model) >= 0).all()
 
 
 def test_certificate_is_attained():

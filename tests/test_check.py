@@ -127,6 +127,40 @@ def test_bounds_of_numbers_may_be_reached_where_they_are_inclusive():
     assert check.integer("settle", 0, at_least=0) == 0
     assert check.number("tol", 5e-324, above=0) == 5e-324
     assert check.indices("i", [0, 2], 3).tolist() == [0, 2]
+    assert type(check.number("lam", 1)) is float and type(check.integer("m", 1.0)) is int
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.tensor([[1.0, 0.0], [0.6, torch.nan]]), r"X has 1 value .* \(1, 1\): nan; remove"),
+        (torch.empty(0, 3), r"X is empty: its shape is \(0, 3\); pass at least one row"),
+        (torch.ones(1), r"X must have 2 axes \(rows, d\), but its shape is \(1,\); reshape it"),
+    ],
+)
+def test_rows_that_have_no_norm(x, message):
+    with pytest.raises(ValueError, match=message):
+        check.unit("X", x)
+
+
+def test_regression_takes_its_three_arguments_together():
+    K, Y, lam = check.regression([[0.5, 0.1], [0.1, 0.5]], [1, -1], 0)
+    assert K.tolist() == [[0.5, 0.1], [0.1, 0.5]] and Y.tolist() == [1, -1] and lam == 0
+    for bad, message in (
+        (([[0.5, 0.1]], [1], 1), r"K must be square, but its shape is \(1, 2\)"),
+        (([[0.5]], [1, 1], 1), "Y has 2 entries, but there are 1 points"),
+        (([[0.5]], [1], -5e-324), "lam must be a finite number >= 0, not -5e-324"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check.regression(*bad)
+
+
+def test_columns_are_test_points():
+    assert check.columns([1.0, 2.0], 2).shape == (2, 1)
+    assert check.columns(np.ones((2, 3)), 2).shape == (2, 3)
+    for k in (np.ones((3, 2)), np.ones(3), np.ones((2, 2, 1)), 1.0):
+        with pytest.raises(ValueError, match="k has shape|k must have 1 or 2 axes"):
+            check.columns(k, 2)
 
 
 @pytest.mark.parametrize("x", [[[1j, 0]], [["1", "2"]], [[1.0], [1.0, 2.0]], "abc", None])

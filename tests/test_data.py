@@ -81,6 +81,7 @@ def test_draw_is_balanced_seeded_and_disjoint(seed):
     assert set(draws[0].index) != set(draws[2].index)
     assert set(draws[0].index_te) != set(draws[2].index_te)
     assert str(draws[2]) == f"digits 3/8, n = 300, seed {seed + 1}"
+    assert "digits" in repr(draws[2]) and "array" not in repr(draws[2])
 
 
 def test_groups_of_classes():
@@ -170,7 +171,7 @@ def test_folder_of_two_classes_needs_no_names(photos):
         (
             "digits:3/x",
             {},
-            "class 'x' is not in 'digits'; choose from 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+            "class 'x' is not in 'digits'; choose from 0, 1, 2, 3, 4, 5, 6, 7, 8, 9$",
         ),
         ("photos:ant/dog", {}, "class 'dog' is not in 'photos'; choose from ant, bee, cat"),
         ("photos", {}, "name = 'photos:' must name two classes as 'photos:ant/cat'; there are ant"),

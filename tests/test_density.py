@@ -278,6 +278,8 @@ def test_bad_shares_and_gamma():
     inf = HAND.influence([0.5, 0.25], [1.0])
     with pytest.raises(ValueError, match=r"p must lie in \(0, 1\], but holds 0 to 0.5; pass n_k/n"):
         density.bound(inf, [0.0, 0.5], 1)
+    with pytest.raises(ValueError, match=r"p must lie in \(0, 1\], but holds 0.5 to 1.001;"):
+        density.bound(inf, [1.001, 0.5], 1)
     with pytest.raises(ValueError, match="gamma must be >= 0, but holds -1; pass gamma"):
         density.bound(inf, 0.5, -1)
     with pytest.raises(ValueError, match="p has 3 entries, but there are 2 training points"):

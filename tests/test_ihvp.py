@@ -240,11 +240,13 @@ def test_prop_1_bad_input():
 
 
 def test_prop_1_covariance_bad_input():
+    assert covariance(1.0, 2.0) == 2 and covariance([[0.0]], 1.0) == [[1 / (2 * np.pi)]]
     assert covariance([1 + 1e-12, -1 - 1e-12], 1.0).tolist() == [0.5, 0.0]  # rounding is clipped
     for u, kappa, message in (
         ([[0.5, -1.5]], 1.0, r"u must lie in \[-1, 1\], but holds -1.5; pass products of unit vec"),
         ([np.nan], 1.0, "u has 1 value that is not finite"),
         (0.5, 0.0, "kappa must be a finite number > 0"),
+        (1 + 2e-9, 1.0, "u must lie in"),
     ):
         with pytest.raises(ValueError, match=message):
             covariance(u, kappa)

@@ -144,6 +144,8 @@ def test_counts_are_shown_in_full(shown):
 def test_a_folder_without_notebooks(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no notebook and holds none"):
         collect(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there.ipynb' is no notebook and holds none"):
+        collect(tmp_path / "not-there.ipynb")
 
 
 def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, capsys):

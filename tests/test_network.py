@@ -6,7 +6,7 @@ import torch
 from torch.func import grad, vmap
 
 from lib.kernel import ntk
-from lib.network import BLOCK, finite_kernel, forward, initialise
+from lib.network import BLOCK, finite_kernel, forward, initialise, neurons
 
 
 def points(n, d, seed=0):
@@ -97,6 +97,17 @@ def test_eq1_single_precision_counts_differ_only_at_kinks():
 def test_eq1_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         initialise(**({"d": 3, "m": 4, "kappa": 0.1, "seed": 0} | change))
+
+
+def test_eq1_weights_are_single_precision_and_kappa_must_fit_it():
+    for _, W, a in neurons(3, 8, 0.1, 0, antisymmetric=True):
+        assert W.dtype == a.dtype == np.float32 and W.shape == (8, 3)
+    for kappa in (1e-30, 1e30):
+        with pytest.raises(ValueError, match="is beyond single precision; choose one near 0.1"):
+            initialise(1, 2, kappa, 0)
+    for kappa in (1.1e-30, 0.9e30):
+        W, _ = initialise(1, 2, kappa, 0)
+        np.testing.assert_allclose(W / kappa, initialise(1, 2, 1.0, 0)[0], rtol=1e-6)
 
 
 def test_eq1_bad_points():

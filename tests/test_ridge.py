@@ -243,6 +243,17 @@ def test_tensors_lists_and_single_precision_are_welcome(points):
     np.testing.assert_allclose(single.exact, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [np.asfortranarray, lambda k: np.repeat(k, 2, axis=1)[:, ::2]])
+def test_kernels_in_any_layout(points, layout):
+    X, y_te = points(12, 4), np.linspace(-1, 1, 5)
+    K, k = ntk(X), ntk(X, points(5, 4, 1))
+    model, other = Ridge(K, X[:, 0], 0.1), Ridge(layout(K), X[:, 0], 0.1)
+    np.testing.assert_allclose(other.predict(layout(k)), k.T @ model.beta, atol=1e-13)
+    np.testing.assert_allclose(other.predict(layout(k)[:, 1]), k[:, 1] @ model.beta, atol=1e-13)
+    found = other.influence(layout(k), y_te)
+    np.testing.assert_allclose(found.exact, model.influence(k, y_te).exact, atol=1e-13)
+
+
 def test_arguments_stay_as_they_were(points):
     K, Y = ntk(points(300, 9)), np.ones(300)
     before = K.copy()
