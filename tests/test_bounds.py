@@ -245,6 +245,7 @@ def test_lambda_zero(points):
     bound = lower_bound(inf, extremes(K)[0], sharp=True)  # Î = 0, so the error is |I|
     np.testing.assert_allclose(bound, np.abs(inf.exact), rtol=1e-12)
     assert (inf.T2 <= certificate(inf.model)[:, None]).all()
+    np.testing.assert_array_equal(lower_bound(inf, 0.0), -inf.T2)  # λ_min = λ = 0: nothing is said
 
 
 def test_bad_input():
@@ -270,6 +271,8 @@ def test_bad_input():
     other = Ridge(np.eye(2), [1, -1], 1)
     with pytest.raises(ValueError, match=r"K\[0, 0\] = 1, but .* pass K = ntk\(X\)"):
         certificate(other)
+    with pytest.raises(ValueError, match=r"K\[1, 1\] = 0.6, but .* pass K = ntk\(X\)"):
+        certificate(Ridge(np.diag([0.5, 0.6, 0.5]), [1, -1, 1], 1))
     with pytest.raises(ValueError, match=r"K\[0, 0\] = 1, but .* pass K = ntk\(X\)"):
         subtracted_term(other.influence([1, 0], [1]), 0.1)
 
