@@ -123,6 +123,7 @@ def test_records_are_collected_in_order_with_their_section(shown, tmp_path):
     assert [r["anchor"] for r in records] == ["", "eq-4", "eq-4"]
     assert records[0]["measured"] == "1.23" and all(r["holds"] for r in records)
     page = table(records).data
+    assert "".join(f"<th>{name}</th>" for name in COLUMNS) in page
     assert page.count("<tr>") == 4 and '<a href="02-b.html#eq-4">Eq 4</a>' in page
     assert "n &lt; 3 &amp; more" in page and "n < 3" not in page
 

@@ -102,6 +102,9 @@ def test_eq1_bad_arguments(change, message):
 def test_eq1_weights_are_single_precision_and_kappa_must_fit_it():
     for _, W, a in neurons(3, 8, 0.1, 0, antisymmetric=True):
         assert W.dtype == a.dtype == np.float32 and W.shape == (8, 3)
+    plain = list(neurons(3, BLOCK + 6, 0.1, 0))
+    assert [which for which, *_ in plain] == [slice(0, BLOCK), slice(BLOCK, BLOCK + 6)]
+    assert len(np.unique(np.concatenate([W for _, W, _ in plain]), axis=0)) == BLOCK + 6
     for kappa in (1e-30, 1e30):
         with pytest.raises(ValueError, match="is beyond single precision; choose one near 0.1"):
             initialise(1, 2, kappa, 0)
