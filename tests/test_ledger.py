@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -61,6 +62,9 @@ def test_on_other_data_what_was_found_may_fail_and_a_theorem_may_not(shown, monk
     row = shown[0]["metadata"]["ledger"]
     assert row["holds"] is False and row["kind"] == {finding: "finding", refute: "control"}[kind]
     assert all("does not hold on these data" in text for text in shown[0]["data"].values())
+    assert all("✗" in text and "✓" not in text for text in shown[0]["data"].values())
+    kind("Fig 5", "extremes lead", "n = 2", np.float64("nan"), "< 1")  # a record for JSON, too
+    assert shown[1]["metadata"]["ledger"]["holds"] is False
     with pytest.raises(AssertionError):
         claim("Thm 3", "a bound", "n = 2", 1, "< 1")
 
@@ -132,6 +136,7 @@ def test_what_a_page_shows_is_escaped(shown):
     claim("Eq 4", "a < b", "n & m", 0.5, "<= 1")
     data = shown[0]["data"]
     assert data["text/plain"] == "✓ Eq 4 · a < b · n & m · measured 0.5, expected <= 1"
+    assert data["text/html"].startswith("<div>✓ <b>Eq 4</b> a &lt; b <i>(n &amp; m)</i>: ")
     assert "a &lt; b" in data["text/html"] and "n &amp; m" in data["text/html"]
 
 
@@ -140,6 +145,9 @@ def test_counts_are_shown_in_full(shown):
     refute("Eq 4", "pairs", "n = 2", 1234.5, "== 0")
     assert "measured <b>93100</b>, expected &gt; 0<" in shown[0]["data"]["text/html"]
     assert "measured <b>1.23e+03</b>, expected not = 0<" in shown[1]["data"]["text/html"]
+    for count, text in ((10**9 - 1, "999999999"), (10**9, "1e+09")):
+        claim("Eq 4", "pairs", "n = 2", count, "> 0")
+        assert shown[-1]["metadata"]["ledger"]["measured"] == text
 
 
 def test_a_folder_without_notebooks(tmp_path):

@@ -67,6 +67,9 @@ def test_eq1_every_block_and_every_seed_draws_anew():
     a = np.concatenate([a for _, a in draws]).reshape(4, BLOCK)
     assert len(np.unique(W, axis=1).T) == 4 * BLOCK, "two neurons with the same weights"
     assert np.abs(np.corrcoef(a) - np.eye(4)).max() < 5 / BLOCK**0.5  # five standard errors
+    rng = np.random.default_rng([1, 1])  # the second block of seed 1 begins with neuron 2048
+    np.testing.assert_array_equal(a[3], 1 - 2 * rng.integers(2, size=2048))
+    np.testing.assert_allclose(W[:, 3 * 2048 :].T, 0.2 * rng.standard_normal((2048, 3), "f4"))
 
 
 def test_eq1_antisymmetric_pairs_start_at_zero_and_plain_at_order_kappa():

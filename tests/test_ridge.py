@@ -1,5 +1,7 @@
 """Eq 5-15: by hand, by refitting, by identities under hypothesis, against scikit-learn."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -317,6 +319,8 @@ def test_lambda_zero_with_duplicates_names_the_pair(points):
         ValueError, match="lam = 0 is singular .* points 13 and 41 are duplicates .* choose lam > 0"
     ):
         Ridge(ntk(X), np.ones(50), 0)
+    with pytest.raises(ValueError, match="points 0 and 1 are duplicates"):
+        Ridge(np.full((2, 2), 0.5), [1, 1], 0)
     assert np.isfinite(Ridge(ntk(X), np.ones(50), 1e-6).beta).all()
 
 
@@ -329,6 +333,15 @@ def test_lambda_zero_with_more_than_d_antipodal_pairs_names_one(points):
     with pytest.raises(ValueError, match=rf"points {i} and {i + 3} depend .* antipodal.*lam > 0"):
         Ridge(K, np.ones(10), 0)
     assert np.isfinite(Ridge(K, np.ones(10), 1e-6).beta).all()
+
+
+def test_two_points_of_many_that_depend_are_named_in_order(points):
+    for seed in range(6):
+        X = points(5, 3, seed)
+        with pytest.raises(ValueError, match=r"points (\d) and (\d) depend on the others") as error:
+            Ridge(ntk(np.r_[X, -X]), np.ones(10), 0)
+        i, j = re.search(r"points (\d) and (\d)", str(error.value)).groups()
+        assert i < j
 
 
 def test_a_matrix_that_is_no_kernel():
