@@ -20,6 +20,7 @@ import csv
 import hashlib
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -140,7 +141,8 @@ def survives(module: str, tree: ast.Module | None, limit: float) -> bool:
     child = os.fork()
     if not child:
         os.setsid()
-        signal.alarm(int(limit))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))  # of its own time: a busy
+        signal.alarm(int(10 * limit))  # machine is no verdict
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(1, 2)
         original = SourceFileLoader.get_code
