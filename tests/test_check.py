@@ -155,6 +155,17 @@ def test_regression_takes_its_three_arguments_together():
             check.regression(*bad)
 
 
+def test_groups_are_points_or_lists_of_them():
+    assert [g.tolist() for g in check.groups([0, [2, 1]], 3)] == [[0], [2, 1]]
+    for bad, message in (
+        ([], "groups is empty; name at least one point"),
+        ([0, 3], r"groups\[1\] = 3 is out of range; use 0 to 2"),
+        ([np.array([], dtype=int)], r"groups\[0\] must be one or several integers, not array"),
+    ):
+        with pytest.raises(IndexError, match=message):
+            check.groups(bad, 3)
+
+
 def test_columns_are_test_points():
     assert check.columns([1.0, 2.0], 2).shape == (2, 1)
     assert check.columns(np.ones((2, 3)), 2).shape == (2, 3)

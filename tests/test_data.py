@@ -211,6 +211,23 @@ def test_no_network_and_no_data(root, no_network, name):
     assert no_network  # a download was tried, and only then
 
 
+def test_what_is_missing_is_downloaded_below_the_root(tmp_path, monkeypatch):
+    asked, where = [], tmp_path / "not" / "there"
+
+    class Mnist:
+        targets, data = np.arange(40) % 10, np.ones((40, 28, 28), dtype=np.uint8)
+
+        def __init__(self, root, train=None, download=False):
+            asked.append((root, train, download))
+            if not download:
+                raise RuntimeError("Dataset not found. You can use download=True to download it")
+
+    monkeypatch.setattr(data._import_datasets(), "MNIST", Mnist)
+    monkeypatch.setenv(data.VARIABLE, str(where))
+    assert load("mnist", n_train=4, n_test=2).X_te.shape == (2, 784) and where.is_dir()
+    assert asked == [(str(where), part, get) for part in (True, False) for get in (False, True)]
+
+
 @pytest.mark.parametrize("kept", [5000, 16, 3, 0])
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
 def test_truncated_mnist(mnist, no_network, file, kept):

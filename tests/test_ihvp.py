@@ -204,6 +204,14 @@ def test_prop_1_plateau_by_hand_and_of_order_kappa():
     np.testing.assert_allclose(plateau(inf, [[1.0]], [[1.0]], 0.3) ** 2, [[square]])
     np.testing.assert_allclose(limit(2e-5)[1], 2 * limit(1e-5)[1], rtol=1e-8)
     assert rms(limit(4.0)[1]) > 2.5 * rms(limit(2.0)[1])  # and then more than that
+    assert (limit()[0].alpha < 0).any() and (limit()[1] > 0).all()
+
+
+@pytest.mark.parametrize("lam", [0.0, 1e-12, 1e-9, 1e-6])
+def test_prop_1_plateau_is_a_number_where_training_leaves_nothing_of_the_start(lam):
+    X, Y, _ = sample()  # tested at the training points: δ vanishes with λ, up to rounding
+    found = plateau(Ridge(ntk(X), Y, lam).influence(ntk(X, X), Y), X, X, 1.0)
+    assert (found >= 0).all() and found.max() < 1e-5
 
 
 # --- bad input ----------------------------------------------------------------------------------
