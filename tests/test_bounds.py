@@ -273,6 +273,8 @@ def test_bad_input():
         certificate(other)
     with pytest.raises(ValueError, match=r"K\[1, 1\] = 0.6, but .* pass K = ntk\(X\)"):
         certificate(Ridge(np.diag([0.5, 0.6, 0.5]), [1, -1, 1], 1))
+    with pytest.raises(ValueError, match=r"K\[2, 2\] = 0.4, but .* pass K = ntk\(X\)"):
+        certificate(Ridge(np.diag([0.5, 0.5, 0.4]), [1, -1, 1], 1))
     with pytest.raises(ValueError, match=r"K\[0, 0\] = 1, but .* pass K = ntk\(X\)"):
         subtracted_term(other.influence([1, 0], [1]), 0.1)
 

@@ -68,6 +68,8 @@ def test_def1_is_drawn_again_by_the_same_seed():
     one, two, other = (density.mixture(np.eye(3), [0.5, 0.25, 0.25], 8, 0.1, s) for s in (4, 4, 5))
     np.testing.assert_array_equal(one[0], two[0])
     assert np.abs(one[0] - other[0]).max() > 0
+    default, zero = (density.mixture(np.eye(2), [0.5, 0.5], 8, 0.1, *seed) for seed in ((), (0,)))
+    np.testing.assert_array_equal(default[0], zero[0])
 
 
 def test_def1_radius_by_hand():
@@ -174,6 +176,15 @@ def test_thm4_subset_bound_against_features(seed, n, log_lam):
         assert bound[i] == pytest.approx(min(found[m] for m in tried), rel=1e-9, abs=1e-11 / lam)
 
 
+def test_thm4_subset_bound_of_features_of_any_length():
+    phi = np.random.default_rng(0).standard_normal((30, 2)) * [1, 3]
+    bound, size = density.subset_bound(phi @ phi.T, 0.1)
+    for i in range(30):
+        near = phi[np.argsort(np.linalg.norm(phi - phi[i], axis=1))[: size[i]]].mean(axis=0)
+        assert bound[i] == pytest.approx(1 / size[i] + np.sum((phi[i] - near) ** 2) / 0.1)
+    assert len(set(size)) > 3
+
+
 @given(st.integers(0, 10**6), st.integers(2, 60), st.floats(-4, 4))
 def test_thm4_subset_bound_holds(seed, n, log_lam):
     rng, lam = np.random.default_rng(seed), 10**log_lam
@@ -253,6 +264,7 @@ def test_fig3_error_falls_where_density_rises():
         (lambda: density.mixture(np.eye(2), [1.0, 0.0], 4, 0.1), r"p\[1\] n = 0; choose p = cou"),
         (lambda: density.mixture(np.eye(2), [0.5, 0.5], 4, 1.5), "r must be at most 1, not 1.5"),
         (lambda: density.mixture(np.eye(2), [0.5, 0.5], 4, 0), "r must be a finite number > 0"),
+        (lambda: density.mixture(np.eye(2), [0.5, 0.5], 4, 0.1, -1), "seed must be at least 0, no"),
         (lambda: density.epsilon(2), "r must be at most 1, not 2"),
         (lambda: density.required_ridge(-1, 0.1), "lam_max must be a finite number > 0"),
         (lambda: density.radius(np.eye(2), [0]), "component must be 2 integers, one a point"),
@@ -281,7 +293,7 @@ def test_bad_shares_and_gamma():
     with pytest.raises(ValueError, match=r"p must lie in \(0, 1\], but holds 0.5 to 1.001;"):
         density.bound(inf, [1.001, 0.5], 1)
     with pytest.raises(ValueError, match="gamma must be >= 0, but holds -1; pass gamma"):
-        density.bound(inf, 0.5, -1)
+        density.bound(inf, 0.5, [-1, 1])
     with pytest.raises(ValueError, match="p has 3 entries, but there are 2 training points"):
         density.bound(inf, [0.1, 0.2, 0.3], 1)
 

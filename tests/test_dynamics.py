@@ -304,6 +304,14 @@ def test_duplicates_without_ridge_train_but_have_no_end(points):
         flow.influence(k, Y[:5], math.inf)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_rounding_of_eigenvalues_is_that_of_the_scale_of_the_kernel(points, scale):
+    K = scale * ntk(np.repeat(points(20, 4), 2, axis=0))  # eigenvalues 0, up to rounding
+    assert np.linalg.eigvalsh(K)[0] < 0 <= Flow(K, np.ones(40), 0.0).mu.min()
+    with pytest.raises(ValueError, match="K is not positive semidefinite"):
+        Flow(K - 1e-9 * scale * np.eye(40), np.ones(40), 0.0)
+
+
 @pytest.mark.parametrize("t", [-1.0, math.nan, -math.inf])
 def test_bad_time(t):
     flow = Flow(np.eye(2), [1, -1], 1)

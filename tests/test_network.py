@@ -85,6 +85,7 @@ def test_eq1_single_precision_counts_differ_only_at_kinks():
     X = points(30, 10)
     K32, K64 = (finite_kernel(X, m=5000, seed=0, dtype=d) for d in ("float32", "float64"))
     assert np.abs(K32 - K64).max() <= 2 / 5000
+    assert isinstance(K32, np.ndarray) and K32.dtype == np.float64
 
 
 @pytest.mark.parametrize(
