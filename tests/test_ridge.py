@@ -336,8 +336,6 @@ def test_lambda_zero_with_more_than_d_antipodal_pairs_names_one(points):
     assert np.isfinite(Ridge(K, np.ones(10), 1e-6).beta).all()
 
 
-<<<<<<< HEAD
-=======
 def test_singular_to_working_precision_is_a_condition_of_one_over_n_eps():
     # tr A tr Q = (1 + e)(1 + 1/e), which is 1/e for small e, and n eps = 2 eps
     assert np.isfinite(Ridge(np.diag([1.0, 2.1 * EPS]), [1, 1], 0).beta).all()
@@ -345,7 +343,6 @@ def test_singular_to_working_precision_is_a_condition_of_one_over_n_eps():
         Ridge(np.diag([1.0, 1.9 * EPS]), [1, 1], 0)
 
 
->>>>>>> mutants
 def test_two_points_of_many_that_depend_are_named_in_order(points):
     for seed in range(6):
         X = points(5, 3, seed)
