@@ -216,7 +216,7 @@ def number(name: str, x, *, above: float | None = None, at_least: float | None =
             raise TypeError("an array")
         value = float(x + 0)  # which refuses text
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number, not {x!r}; pass one, such as 1.0") from error
+        raise TypeError(f"{name} must be a number, not {x!r}; pass one, such as 20") from error
     small = (above is not None and value <= above) or (at_least is not None and value < at_least)
     if not np.isfinite(value) or small:
         bound = f" > {above:g}" if above is not None else ""

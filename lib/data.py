@@ -433,7 +433,7 @@ def _read(
 def _pixels(file: str, size: int | None) -> np.ndarray:
     """Return an image as (height, width, 3) in [0, 1]; `OSError` names a file that has none."""
     try:
-        with Image.open(file) as image:
+        with Image.open(str(file)) as image:
             image = _opaque(ImageOps.exif_transpose(image))
         if size is not None:
             image = ImageOps.fit(image, (size, size))

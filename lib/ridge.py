@@ -51,8 +51,9 @@ def refit_without(K, k, Y, lam: float, removed) -> np.ndarray:
     >>> refit_without(K, k, [1.0, -1.0], 0.5, 0).tolist()
     [-0.25]
     """
-    K, k = check.array("K", K, ndim=2), check.array("k", k, ndim=(1, 2))
-    Y = check.labels("Y", Y, len(K))
+    K, Y, lam = check.regression(K, Y, lam)
+    columns = check.columns(k, len(Y))
+    k = columns[:, 0] if np.ndim(k) == 1 else columns
     if np.size(removed):
         removed = check.indices("removed", removed, len(Y))
     keep = np.delete(np.arange(len(Y)), removed)

@@ -465,3 +465,19 @@ def test_negative_strides_change_nothing(points):
     expected = Ridge(K, Y, 0.1).influence(k, np.array([1, -1, 1])).exact[::-1, ::-1]
     back = Ridge(K[::-1, ::-1], Y[::-1], 0.1).influence(k[::-1, ::-1], np.array([1, -1, 1])[::-1])
     np.testing.assert_allclose(back.exact, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lam": -1}, ValueError, "lam must be a finite number >= 0"),
+        ({"lam": "1"}, TypeError, "lam must be a number, not '1'; pass one"),
+        ({"lam": np.nan}, ValueError, "lam must be a finite number"),
+        ({"K": np.ones((2, 1))}, ValueError, "K must be square"),
+        ({"k": [[0.5]]}, ValueError, "k has shape .1, 1., but there are 2 training points"),
+    ],
+)
+def test_bad_input_of_a_refit(change, error, message):
+    good = {"K": np.eye(2) / 2, "k": [[0.5], [0.25]], "Y": [1.0, -1.0], "lam": 0.5, "removed": 0}
+    with pytest.raises(error, match=message):
+        refit_without(**(good | change))
