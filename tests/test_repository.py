@@ -274,7 +274,10 @@ def test_what_make_started_ends_with_it(tmp_path, how):
     sleep = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     write_notebook(tmp_path / "01.ipynb", "n = 1", sleep)
     command = " ".join(map(str, [*RUN, *BUILD, tmp_path / "new" / "book", tmp_path / "01.ipynb"]))
-    started = subprocess.Popen(["make", "-f", "-"], stdin=subprocess.PIPE, text=True, cwd=tmp_path)
+    started = subprocess.Popen(
+        ["make", "-f", "-"], stdin=subprocess.PIPE, text=True, cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # nohup ignores it
+    )  # fmt: skip
     started.stdin.write(f"p:\n\t@exec {command}\n")
     started.stdin.close()
 

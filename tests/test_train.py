@@ -382,17 +382,6 @@ def test_eq3_unstable_steps_are_refused_and_the_remedy_works(momentum):
     assert np.abs(gradient_descent(p, step=advised, steps=500, momentum=momentum).f).max() < 1.2
 
 
-def test_eq3_chatter_of_kinks_stops_nothing():
-    d = data.load("digits:0/1", n_train=60, n_test=10, seed=0)
-    p = Problem(d.X, d.Y, d.X_te, lam=1.0, m=64, kappa=1e-4, seed=1)
-    done = gradient_descent(p, steps=400, record=range(401))  # 20 swings in a row, and more
-    change = np.diff([f for f, _ in done.trajectory.values()], axis=0)
-    back = np.sum(change[1:] * change[:-1], axis=1) / np.prod(
-        [np.linalg.norm(change[k:][: len(change) - 1], axis=1) for k in (0, 1)], axis=0
-    )
-    assert done.iterations == 400 and (back[-40:] < 0).all()
-
-
 def test_eq3_bad_numbers_of_descent():
     p = problem()
     with pytest.raises(RuntimeError, match="did not come to rest"):
