@@ -216,8 +216,15 @@ def record(notebook: Path, folder: Path) -> None:
     for name, frame in tables.items():
         target = folder / f"{name}.csv"
         target.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(target, index=False, float_format="%.6g")
-        print(f"recorded {target}", flush=True)
+        store(frame, target, float_format="%.6g")
+
+
+def store(frame: pd.DataFrame, file: Path, **how) -> None:
+    """Write a record in one step, so that a run cut short leaves no half of it behind."""
+    part = file.with_suffix(".part")
+    frame.to_csv(part, index=False, **how)
+    part.replace(file)
+    print(f"recorded {file}", flush=True)
 
 
 def provenance() -> dict[str, str]:

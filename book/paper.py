@@ -21,7 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
-from chapters import provenance
+from chapters import provenance, store
 from joblib import cpu_count, parallel_config
 from scipy.linalg import eigvalsh
 from tqdm import tqdm
@@ -300,13 +300,9 @@ def descent_without(d, m: int, work: Path) -> pd.DataFrame:
 
 
 def record(name: str, parts: list[pd.DataFrame], records: Path) -> None:
-    """Write a record with its source; complete or not at all."""
-    file = records / f"{name}.csv"
+    """Write a record with its source."""
     frame = pd.concat(parts, ignore_index=True).assign(**provenance())
-    part = file.with_suffix(".part")
-    frame.to_csv(part, index=False, float_format="%.6g")
-    part.replace(file)
-    print(f"recorded {file}", flush=True)
+    store(frame, records / f"{name}.csv", float_format="%.6g")
 
 
 def main() -> None:

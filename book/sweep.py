@@ -27,7 +27,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from chapters import ONE_THREAD, ROOT, parameters, provenance, side_by_side
+from chapters import ONE_THREAD, ROOT, parameters, provenance, side_by_side, store
 from run import end_with_parent, locked
 
 from lib import data, ledger
@@ -273,10 +273,7 @@ def record(frames: dict[str, pd.DataFrame], records: Path) -> None:
             old = pd.read_csv(file, dtype=str, keep_default_na=False)
             if old.drop(columns=list(source), errors="ignore").to_csv(index=False) == text:
                 continue
-        part = file.with_suffix(".part")
-        frame.assign(**source).to_csv(part, index=False)
-        part.replace(file)
-        print(f"recorded {file}", flush=True)
+        store(frame.assign(**source), file)
 
 
 def main() -> None:

@@ -34,9 +34,9 @@ def tolerance(request, label: str) -> float:
 
     Ten times the largest change that was recorded when threads, precision or the order of the
     points changed, and at least a hundredth. None of 240 influences changed by more than a tenth
-    of that, so one in 80 may (with a chance of 95 %); if the share falls at least like the square
-    of the change, one in 8000 exceeds the tolerance, and one of six rows in fewer than one run in
-    a thousand.
+    of that, so one in 80 may (with a chance of 95 %, if they are independent). We suppose that the
+    share falls at least like the square of the change. Then one in 8000 exceeds the tolerance, and
+    one of six rows in fewer than one run in a thousand.
     """
     spread = pd.read_csv(request.config.rootpath / RECORDS / "spread.csv")
     part = spread[(spread.data == label) & ~spread.how.str.startswith("start")]
