@@ -36,6 +36,7 @@ from lib import ledger
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+LEAST = 20  # training images that every chapter can be executed with
 
 
 def parameters(notebook) -> dict:
@@ -66,8 +67,8 @@ def execute(source: Path, target: Path, values: dict, shared: dict | None = None
     """Run the notebook `source` in the folder of `target`, and keep it there if all cells pass.
 
     `values` are parameters by name, and as text; those in `shared` are passed only if the notebook
-    has them. Raises `ValueError` for a name in `values` that the notebook does not have, and for
-    one in `shared` that no chapter has.
+    has them. Raises `ValueError` for a name in `values` that the notebook does not have, for one in
+    `shared` that no chapter has, and for fewer training images than the chapters need.
     """
     notebook = nbformat.read(source, as_version=4)
     known = parameters(notebook)
@@ -80,6 +81,8 @@ def execute(source: Path, target: Path, values: dict, shared: dict | None = None
         raise ValueError(f"no chapter has a parameter {', '.join(unknown)}")
     values = values | {name: value for name, value in shared.items() if name in known}
     values = {name: read(text, name, known[name]) for name, text in values.items()}
+    if values.get("n_train", LEAST) < LEAST:
+        raise ValueError(f"n_train = {values['n_train']} is too few; use {LEAST} or more")
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ |= ONE_THREAD
     start = time.perf_counter()

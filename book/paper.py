@@ -109,16 +109,16 @@ def every_point(d, inf, work: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def cold(d, inf, tests, work: Path) -> pd.DataFrame:
-    """The 40 points at the smallest width from W(0), beside the warm start."""
+def cold(d, inf, tests, m: int, work: Path) -> pd.DataFrame:
+    """The 40 points from W(0), beside the warm start."""
     points = sorted({int(i) for j in tests for i in top(inf, j)})
     runs = {
-        "cold": again(d, WIDTHS[0], points, work, "cold", start="cold"),
-        "warm": again(d, WIDTHS[0], points, work),
+        "cold": again(d, m, points, work, "cold", start="cold"),
+        "warm": again(d, m, points, work),
     }
     I = {how: run.influence(d.Y_te)[:, tests] for how, run in runs.items()}
     return pd.DataFrame({
-        **source(d, WIDTHS[0]), "column": np.tile(tests, len(points)),
+        **source(d, m), "column": np.tile(tests, len(points)),
         "row": np.repeat(points, len(tests)), "cold": I["cold"].ravel(), "warm": I["warm"].ravel(),
         "seconds_cold": np.repeat(runs["cold"].seconds, len(tests)),
         "seconds_warm": np.repeat(runs["warm"].seconds, len(tests)),
@@ -319,7 +319,6 @@ def main() -> None:
         rows = [table_1(*one, m, args.work) for m in WIDTHS for one in draws]
         record("table-1", rows, args.records)
         record("spread", [spread(*one, args.work) for one in draws], args.records)
-        record("cold", [cold(*one, args.work) for one in draws], args.records)
         record("every-point", [every_point(d, inf, args.work) for d, inf, _ in draws], args.records)
         small = [data.load(name, n_train=200, n_test=T, seed=SEED) for name in names]
         rows = [descent_without(d, m, args.work) for d in small for m in (2000, WIDTHS[0])]
@@ -330,6 +329,11 @@ def main() -> None:
     record("descent", rows, args.records)
     settled = [d for d, *_ in draws] + [data.load(GROUPS, n_train=N, n_test=T, seed=SEED)]
     record("settling", [settling(d, args.work) for d in settled], args.records)
+    with parallel_config(backend="threading", n_jobs=cpu_count()):
+        done = []
+        for m in WIDTHS:  # hours in all, so every width is recorded as it comes
+            done += [cold(*one, m, args.work) for one in draws]
+            record("cold", done, args.records)
     (args.work / "complete").touch()
 
 

@@ -5,7 +5,8 @@ python book/sweep.py WORK RECORDS [--cifar10 NAME] [--jobs N] [--settings PATTER
 Every setting changes one thing of the defaults. A run of a chapter on a setting leaves one file in
 WORK, so that a sweep that was cut short goes on, and one where nothing changed has nothing to do.
 Tables go to RECORDS: sweep.csv says for each finding and setting how many rows hold of how many,
-sweep-exceptions.csv has each row that does not hold, and sweep-runs.csv each run.
+sweep-exceptions.csv has each row that does not hold, and sweep-runs.csv each run with its
+date, processor and versions.
 """
 
 from __future__ import annotations
@@ -200,6 +201,7 @@ def execute(run: Run) -> str:
         "seconds": round(time.perf_counter() - start, 1),
         "message": last if status else "",
         "rows": ledger.collect(target) if not status else [],
+        "source": provenance(),
     }
     part = run.file.with_suffix(".part")
     part.write_text(json.dumps(found), encoding="utf-8")
@@ -230,7 +232,8 @@ def tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
         page = {"page": run.chapter.stem, "setting": run.setting.name}
         changed = ", ".join(f"{name} = {value}" for name, value in run.values.items())
         kept = {name: outcome[name] for name in ("status", "seconds", "message")}
-        done.append(page | {"group": run.setting.group, "changed": changed} | kept)
+        group = {"group": run.setting.group, "changed": changed}
+        done.append(page | group | kept | outcome["source"])
         stopped = violation(outcome["message"])
         if stopped:
             exceptions.append(page | {"kind": "claim", "where": stopped.pop("setting")} | stopped)
@@ -264,16 +267,11 @@ def tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
 
 
 def record(frames: dict[str, pd.DataFrame], records: Path) -> None:
-    """Write the records with their source, unless they are there already but for that."""
-    source = provenance()
+    """Write the records, but for those that are there already."""
     for name, frame in frames.items():
         file = records / f"{name}.csv"
-        text = frame.to_csv(index=False)
-        if file.exists():
-            old = pd.read_csv(file, dtype=str, keep_default_na=False)
-            if old.drop(columns=list(source), errors="ignore").to_csv(index=False) == text:
-                continue
-        store(frame.assign(**source), file)
+        if not file.exists() or file.read_text(encoding="utf-8") != frame.to_csv(index=False):
+            store(frame, file)
 
 
 def main() -> None:

@@ -211,18 +211,17 @@ def bandwidth(D) -> float:
     """Return the median distance of a point to its nearest neighbour: the rule for Figure 3.
 
     D is the (n, n) matrix of distances, n ≥ 2, for instance scipy's `squareform(pdist(X))`; the
-    result has its unit. Raises `ValueError` for bad shapes, and if the median is 0, as it is when
-    half of the points have duplicates. Source: ours, for Fig 3 of Zhang and Zhang (2022).
+    result has its unit. Duplicates of a point, at the distance 0, are no neighbours of it. Raises
+    `ValueError` for bad shapes, and if all points are equal. Source: ours, for Fig 3 of Zhang and
+    Zhang (2022).
 
     >>> bandwidth([[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]])
     1.0
     """
     D = _distances(D)
-    np.fill_diagonal(D, np.inf)
-    width = float(np.median(D.min(axis=1)))
-    if width == 0:
-        raise ValueError("D has duplicates of half of its points; remove them or choose a width")
-    return width
+    if not D.any():
+        raise ValueError("D is 0 everywhere, so all points are equal; pass points that differ")
+    return float(np.median(np.where(D > 0, D, np.inf).min(axis=1)))
 
 
 def log_density(D, width: float) -> np.ndarray:

@@ -88,8 +88,8 @@ def _block(A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> torch.Te
     u = A @ B.T
     if own:
         u.fill_diagonal_(0)
-    u.clamp_(-1, 1)
-    K = torch.acos(-u).mul_(u).div_(2 * math.pi)  # π − arccos u = arccos(−u)
+    # π − arccos u = arccos(−u); NaN where rounding takes u beyond ±1, until the chords replace it
+    K = torch.acos(-u).mul_(u).div_(2 * math.pi)
     for i in (u.abs().amax(dim=1) > 1 - NEAR).nonzero().flatten().tolist():
         near = (u[i].abs() > 1 - NEAR).nonzero().flatten()
         for j in near.split(max(1, budget // (2 * A.shape[1]))):

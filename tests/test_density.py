@@ -221,6 +221,8 @@ def test_fig3_density_by_hand_and_by_scikit_learn():
                 (np.exp(-2) + np.exp(-9 / 2)) / 2]  # fmt: skip
     np.testing.assert_allclose(np.exp(density.log_density(D, 1.0)), expected, rtol=8 * EPS)
     assert density.bandwidth(D) == 1
+    repeated = D[:, [0, 0, 0, 1, 1, 2]][[0, 0, 0, 1, 1, 2]]  # more than half of them duplicates
+    assert density.bandwidth(repeated) == 1
     X, width = np.random.default_rng(0).standard_normal((30, 3)), 0.4
     peer = [
         KernelDensity(bandwidth=width).fit(np.delete(X, i, axis=0)).score_samples(X[i : i + 1])[0]
@@ -274,7 +276,7 @@ def test_fig3_error_falls_where_density_rises():
         (lambda: density.subset_bound([[0.5, 0.25], [0, 0.5]], 1), "K must be symmetric, but K a"),
         (lambda: density.subset_bound(np.eye(2), 0), "lam must be a finite number > 0, not 0"),
         (lambda: density.bandwidth(np.ones((2, 3))), "D must hold the distances .* pass squaref"),
-        (lambda: density.bandwidth(np.zeros((2, 2))), "D has duplicates of half .* choose a width"),
+        (lambda: density.bandwidth(np.zeros((2, 2))), "D is 0 everywhere, .* points that differ"),
         (lambda: density.log_density([[0.0]], 1), "D must hold the distances of at least two"),
         (lambda: density.log_density(-np.ones((2, 2)), 1), "smallest entry -1; pass squareform"),
         (lambda: density.log_density(np.ones((2, 2)), 0), "width must be a finite number > 0"),

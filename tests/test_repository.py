@@ -203,6 +203,13 @@ def test_a_value_is_text_where_the_default_is():
         chapters.read("many", "n_train", 240)
 
 
+def test_too_few_images_for_the_chapters_are_refused_before_any_is_executed(tmp_path):
+    with pytest.raises(ValueError, match="n_train = 18 is too few; use 20 or more"):
+        page = ROOT / "book" / "10-complexity.ipynb"
+        chapters.execute(page, tmp_path / page.name, {}, {"n_train": "18"})
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_module_is_named_as_what_pip_leaves_behind():
     names = {
         path.stem for folder in ("book", "bench", "tests") for path in ROOT.glob(f"{folder}/*.py")
@@ -387,7 +394,9 @@ assert n_train > 60"""
     assert list(failed.measured) == ["6", "105", "106", "2.5"]
     assert list(failed["where"])[-1] == "digits:3/8, λ = 10"
     sweep.record(frames, tmp_path)
-    assert {"date", "machine", "versions"} <= set(pd.read_csv(tmp_path / "sweep-runs.csv"))
+    dates = pd.read_csv(tmp_path / "sweep-runs.csv")
+    assert (dates.date == runs[0].outcome()["source"]["date"]).all()
+    assert {"machine", "versions"} <= set(dates)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("sweep*.csv")}
     assert len(before) == 3 and all(run.outcome() for run in plan(tmp_path, *states.index))
     sweep.record(sweep.tables(runs), tmp_path)
