@@ -1,5 +1,6 @@
 # make book    build the book          make lab         open the chapters in JupyterLab
-# make test    test everything         make bench       timings against other ways to compute
+# make test    test everything         make check       lint, format, unit tests: two minutes
+# make bench   timings against other ways to compute
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
 # make paper   record the chapters at the paper's scale
 # make sweep   record where each finding holds: other classes, seeds, n, ridges
@@ -43,7 +44,7 @@ STAGE := $(BUILD)/executed
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ntk-influence
-LIB := $(wildcard lib/*.py)
+LIB := $(wildcard lib/*.py book/*.py book/*.js)
 CHAPTERS := $(filter-out book/ledger.ipynb,$(wildcard book/*.ipynb))
 PAPER := _build/paper/book
 RETRAINED := _build/paper/retrain/complete
@@ -52,12 +53,13 @@ RECORDS := $(filter book/records/%,$(STATIC))
 
 # on the book's own data every finding has to hold; on others it is a row of the ledger
 export NTK_FINDINGS := $(if $(CHANGED),report,raise)
+STYLE = $(BIN)/ruff check && $(BIN)/ruff format --check
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 # exec, so that nothing stands between make and what has to end with it
 RUN := exec $(PYTHON) book/run.py
-CHAPTERS_PY := exec $(BIN)/python book/chapters.py
+CHAPTERS_PY := exec $(BIN)/python -m book.chapters
 
-.PHONY: help book site install test lab bench notebooks paper sweep mutants clean
+.PHONY: help book site install test check lab bench notebooks paper sweep mutants clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -73,23 +75,29 @@ site: $(SITE)
 	@echo "the ledger: $(BUILD)/ledger.csv"
 
 test: $(if $(filter book,$(MAKECMDGOALS)),book) $(READY)
-	$(BIN)/ruff check
+	$(STYLE)
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile \
 	    --nbval --nbval-sanitize-with tests/nbval-sanitize.cfg book
+
+# without notebooks, records, sites and what calls make
+check: $(READY)
+	$(STYLE)
+	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile -q \
+	    $(addprefix --ignore=tests/test_,records.py repository.py site.py)
 
 # JupyterLab refuses to start as root, as one is in a container, unless told so
 lab: $(READY)
 	@exec $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) book
 
 bench: $(READY)
-	@status=0; for file in $(filter-out bench/common.py,$(wildcard bench/*.py)); do \
-	    echo "== $$file"; $(BIN)/python $$file || status=1; done; exit $$status
+	@status=0; for name in $(filter-out __init__ common,$(basename $(notdir $(wildcard bench/*.py)))); do \
+	    echo "== $$name"; $(BIN)/python -m bench.$$name || status=1; done; exit $$status
 
 # the outputs that git keeps are those of the default parameters
 notebooks: $(STAGE)/book/ledger.ipynb
 	@for chapter in $(CHAPTERS) book/ledger.ipynb; do \
-	    $(BIN)/python book/chapters.py clean $(STAGE)/$$chapter $$chapter || exit 1; \
+	    $(BIN)/python -m book.chapters clean $(STAGE)/$$chapter $$chapter || exit 1; \
 	done
 	@touch $(CHAPTERS:%=$(STAGE)/%) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
 
@@ -102,8 +110,8 @@ TWO_CLASSES = mnist:4/9, $(CIFAR10):airplane/automobile
 paper: $(RETRAINED)
 	$(MAKE) -j$(JOBS) $(RECORDED:%=_build/paper/%.recorded)
 
-$(RETRAINED): book/paper.py lib/train.py lib/product.py lib/retrain.py lib/ihvp.py $(READY)
-	@exec $(BIN)/python book/paper.py $(@D) book/records --cifar10 $(call quote,CIFAR10)
+$(RETRAINED): book/paper.py $(addprefix lib/,$(addsuffix .py,network problem product state newton descent retrain ihvp)) $(READY)
+	@exec $(BIN)/python -m book.paper $(@D) book/records --cifar10 $(call quote,CIFAR10)
 
 # a folder that has a part of CIFAR-10 has too few test images: there all come from its train
 CIFAR10_1000 = $(if $(filter cifar10,$(CIFAR10)),cifar10,$(CIFAR10)/train)
@@ -122,12 +130,12 @@ _build/paper/%.recorded: $(PAPER)/%.ipynb
 
 # every chapter on held-out settings; goes on where it was cut short
 sweep: $(READY)
-	@exec $(BIN)/python book/sweep.py _build/sweep book/records $(filter-out %/13-where.ipynb,$(CHAPTERS)) \
+	@exec $(BIN)/python -m book.sweep _build/sweep book/records $(filter-out %/13-where.ipynb,$(CHAPTERS)) \
 	    --cifar10 $(call quote,CIFAR10) --jobs $(JOBS)
 
 # small changes of the library, one at a time, each against the tests of its module; hours for all
 mutants: $(READY)
-	$(ONE_THREAD) $(BIN)/python tests/mutants.py $(MODULE) $(if $(SAMPLE),--sample $(SAMPLE))
+	$(ONE_THREAD) $(BIN)/python -m tests.mutants $(MODULE) $(if $(SAMPLE),--sample $(SAMPLE))
 
 clean:
 	rm -rf _build

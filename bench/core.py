@@ -3,7 +3,7 @@
 Ratios come from runs of both sides in turn, the fastest of each. Where other programs compete for
 the cores, OMP_NUM_THREADS=1 keeps the threads of one side from waiting for each other.
 
-    python bench/core.py
+    python -m bench.core
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import subprocess
 import sys
 
 import numpy as np
-from common import cholesky_and_inverse, images, seconds, table
 from scipy.linalg import cholesky
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import RidgeCV
 
+from bench.common import cholesky_and_inverse, images, seconds, table
+from book.oracles import refit_without
 from lib.kernel import ntk
-from lib.ridge import Ridge, refit_without
+from lib.ridge import Ridge
 
 N, T, D, LAM, REFITS = 2000, 200, 784, 1.0, 20
 
@@ -66,7 +67,10 @@ def main() -> int:
     )
     (one,) = seconds(lambda: refit_without(K, k, Y, LAM, 0), repeat=REFITS)
     memory = subprocess.run(
-        [sys.executable, __file__, "--peak"], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-m", "bench.core", "--peak"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
 
     exact = np.array([refit_without(K, k, Y, LAM, i) for i in range(REFITS)])

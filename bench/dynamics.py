@@ -3,7 +3,7 @@
 Also the time of the two matrix products that a moment cannot do without, the gap of a few points
 to training without them, and that of the rational function to e^z.
 
-    python bench/dynamics.py
+    python -m bench.dynamics
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from common import images, seconds, table
 
+from bench.common import images, seconds, table
 from lib.dynamics import Flow, exponential
 from lib.kernel import ntk
 

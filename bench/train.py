@@ -6,9 +6,9 @@ counted in book/records/settling.csv, since to find the ends takes hours; its st
 1/(λ_max + λ), twice that of `gradient_descent`. Descent is timed as it is usually written, on the
 weights in float32, and as `lib` has it, on pre-activations. Meant for an idle machine.
 
-    python bench/train.py                  m = 10,000 and 80,000, digits (even against odd)
-    python bench/train.py mnist:4/9        the same on other images that were recorded
-    python bench/train.py --wide 1000000   one training of that width: its seconds and peak memory
+    python -m bench.train                  m = 10,000 and 80,000, digits (even against odd)
+    python -m bench.train mnist:4/9        the same on other images that were recorded
+    python -m bench.train --wide 1000000   one training of that width: its seconds and peak memory
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import seconds, table
 
+from bench.common import seconds, table
 from lib import data
+from lib.descent import gradient_descent
 from lib.kernel import ntk
 from lib.network import active, initialise
-from lib.train import Problem, gradient_descent, newton
+from lib.newton import newton
+from lib.problem import Problem
 
 N, T, LAM, KAPPA = 1000, 100, 1.0, 0.1
 SPEC = "digits:0+2+4+6+8/1+3+5+7+9"
@@ -56,14 +58,14 @@ def retraining(spec: str, m: int) -> None:
     """Print: seconds of a cold training, a retraining (medians), a product; peak memory in GB."""
     p = problem(spec, m)
     cold = np.median([newton(p).seconds for _ in range(5 if m <= 10_000 else 1)])
-    begin = newton(p, settle=0)
+    begin = newton(p, settle_steps=0)
     runs = [newton(p, start=begin, remove=i).seconds for i in range(4)]
     print(cold, np.median(runs), min(product(p) for _ in range(5)), peak())
 
 
 def apart(spec: str, m: int) -> list[float]:
     """`retraining` in a process of its own, so that its peak memory is its own."""
-    call = [sys.executable, __file__, "--retraining", spec, str(m)]
+    call = [sys.executable, "-m", "bench.train", "--retraining", spec, str(m)]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
     return [float(x) for x in done.stdout.split()]
 

@@ -1,10 +1,11 @@
 """Execute chapters, clean them for git, and collect the ledger.
 
-python book/chapters.py build FOLDER SOURCE ... [--jobs N] [--set NAME VALUE ...]
-python book/chapters.py execute SOURCE TARGET [-p NAME VALUE ...] [--set NAME VALUE ...]
-python book/chapters.py clean SOURCE TARGET
-python book/chapters.py ledger FOLDER CSV
-python book/chapters.py record NOTEBOOK FOLDER
+python -m book.chapters build FOLDER SOURCE ... [--jobs N] [--set NAME VALUE ...]
+python -m book.chapters execute SOURCE TARGET [-p NAME VALUE ...] [--set NAME VALUE ...]
+python -m book.chapters clean SOURCE TARGET
+python -m book.chapters ledger FOLDER CSV
+python -m book.chapters record NOTEBOOK FOLDER
+python -m book.chapters compare OLD NEW
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ast
 import base64
 import csv
 import io
+import itertools
 import os
 import platform
 import signal
@@ -30,12 +32,14 @@ import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
-from run import end_with_parent
 
-from lib import ledger
+from book import ledger
+from book.run import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+RUNS = {"__init__", "chapters", "paper", "run", "sweep"}  # commands; pages import the others
+TOOLS = [file for file in sorted((ROOT / "book").glob("*.py")) if file.stem not in RUNS]
 LEAST = 20  # training images that every chapter can be executed with
 
 
@@ -105,7 +109,14 @@ def build(sources: list[Path], folder: Path, jobs: int, shared: dict) -> None:
     They are also executed again when the library or a record is newer. Output goes to
     logs/NAME.log beside `folder`. Exits with the message of the first that fails.
     """
-    common = [__file__, *(ROOT / "lib").glob("*.py"), *(folder / "records").rglob("*.csv")]
+    scripts = (ROOT / "book").glob("*.js")
+    common = [
+        __file__,
+        *TOOLS,
+        *scripts,
+        *(ROOT / "lib").glob("*.py"),
+        *(folder / "records").rglob("*.csv"),
+    ]
     newest = max(os.path.getmtime(file) for file in common)
     logs = folder.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -117,7 +128,8 @@ def build(sources: list[Path], folder: Path, jobs: int, shared: dict) -> None:
         return not target.exists() or target.stat().st_mtime < after
 
     def job(source):
-        command = [sys.executable, __file__, "execute", source, folder / source.name, *words]
+        module = [sys.executable, "-m", "book.chapters"]
+        command = [*module, "execute", source, folder / source.name, *words]
         log = logs / f"{source.stem}.log"
         with log.open("w") as output:
             status = subprocess.call(command, stdout=output, stderr=subprocess.STDOUT)
@@ -207,7 +219,7 @@ def record(notebook: Path, folder: Path) -> None:
     """Write the claims of an executed notebook, and what it keeps for figures, to `folder`.
 
     FOLDER/claims/NOTEBOOK.csv has its part of the ledger, FOLDER/NAME.csv each frame that
-    `lib.ledger.keep` names; both say when, on what and in how many seconds they were measured.
+    `book.ledger.keep` names; both say when, on what and in how many seconds they were measured.
     """
     seconds = nbformat.read(notebook, as_version=4).metadata["papermill"]["duration"]
     source = provenance() | {"seconds": round(seconds)}
@@ -220,6 +232,33 @@ def record(notebook: Path, folder: Path) -> None:
         target = folder / f"{name}.csv"
         target.parent.mkdir(parents=True, exist_ok=True)
         store(frame, target, float_format="%.6g")
+
+
+def compare(old: Path, new: Path) -> None:
+    """Say which rows of the ledger differ between two notebooks, or two folders of them.
+
+    A row is the same if item, claim, setting, what was expected and what was measured are. Values
+    that are both below 1e-9 differ by rounding, and are only counted. Exits with 1 if rows differ.
+    """
+    names = ("notebook", "item", "claim", "setting", "expected")
+    found = []
+    for path in (old, new):
+        rows: dict[tuple, list[str]] = {}
+        for row in ledger.collect(path):
+            rows.setdefault(tuple(row[name] for name in names), []).append(row["measured"])
+        found.append(rows)
+    before, after = found
+    differ, rounding, same = 0, 0, 0
+    for key in dict.fromkeys([*before, *after]):
+        for a, b in itertools.zip_longest(before.get(key, ()), after.get(key, ()), fillvalue="-"):
+            small = "-" not in (a, b) and max(abs(float(a)), abs(float(b))) < 1e-9
+            same += a == b
+            rounding += a != b and small
+            if a != b and not small:
+                differ += 1
+                print(f"{a} → {b}: {' · '.join(key)}")
+    print(f"{same} rows are the same, {rounding} differ by rounding, {differ} differ")
+    sys.exit(differ > 0)
 
 
 def store(frame: pd.DataFrame, file: Path, **how) -> None:
@@ -260,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     two = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    for name in ("execute", "clean", "ledger", "record"):
+    for name in ("execute", "clean", "ledger", "record", "compare"):
         command = commands.add_parser(name)
         command.add_argument("source", type=Path)
         command.add_argument("target", type=Path)
@@ -282,7 +321,8 @@ def main() -> None:
         elif args.command == "execute":
             execute(args.source, args.target, dict(args.values), shared)
         else:
-            function = {"clean": clean, "ledger": collect, "record": record}[args.command]
+            commands = {"clean": clean, "ledger": collect, "record": record, "compare": compare}
+            function = commands[args.command]
             function(args.source, args.target)
     except PapermillExecutionError as error:
         print(error, flush=True)

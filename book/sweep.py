@@ -1,6 +1,6 @@
 """Execute the chapters on held-out settings, and record where each finding holds.
 
-python book/sweep.py WORK RECORDS [--cifar10 NAME] [--jobs N] [--settings PATTERN] CHAPTER ...
+python -m book.sweep WORK RECORDS [--cifar10 NAME] [--jobs N] [--settings PATTERN] CHAPTER ...
 
 Every setting changes one thing of the defaults. A run of a chapter on a setting leaves one file in
 WORK, so that a sweep that was cut short goes on, and one where nothing changed has nothing to do.
@@ -28,10 +28,11 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from chapters import ONE_THREAD, ROOT, parameters, provenance, side_by_side, store
-from run import end_with_parent, locked
 
-from lib import data, ledger
+from book import ledger
+from book.chapters import ONE_THREAD, ROOT, TOOLS, parameters, provenance, side_by_side, store
+from book.measures import load_all
+from book.run import end_with_parent, locked
 
 LIMIT = 1800  # seconds that a chapter may take
 
@@ -110,7 +111,7 @@ def code(chapter: Path) -> list[str]:
     """The code of a chapter and of the library."""
     cells = nbformat.read(chapter, as_version=4).cells
     found = [cell.source for cell in cells if cell.cell_type == "code"]
-    return found + [bare(file) for file in sorted((ROOT / "lib").glob("*.py"))]
+    return found + [bare(file) for file in (*sorted((ROOT / "lib").glob("*.py")), *TOOLS)]
 
 
 @cache
@@ -170,7 +171,7 @@ def fit(setting: Setting, chapter: Path, known: dict, values: dict) -> bool:
 def lacks(datasets: str, n_train: int, n_test: int) -> str:
     """What the data sets lack for a draw of this size, as text; raises `OSError` if not there."""
     try:
-        data.load_all(datasets, n_train=n_train, n_test=n_test)
+        load_all(datasets, n_train=n_train, n_test=n_test)
     except ValueError as error:
         return str(error)
     return ""
@@ -182,8 +183,7 @@ def execute(run: Run) -> str:
     log = target.with_suffix(".log")
     target.unlink(missing_ok=True)
     words = [word for name, value in run.values.items() for word in ("-p", name, str(value))]
-    script = ROOT / "book" / "chapters.py"
-    command = [sys.executable, script, "execute", run.chapter, target, *words]
+    command = [sys.executable, "-m", "book.chapters", "execute", run.chapter, target, *words]
     environ = os.environ | ONE_THREAD | {ledger.VARIABLE: "report"}
     key, start = run.key(), time.perf_counter()
     with log.open("w") as output:

@@ -19,10 +19,6 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
 
     >>> array("Y", [1, -1], ndim=1)
     array([ 1., -1.])
-    >>> array("Y", [1.0, float("nan")], ndim=1)
-    Traceback (most recent call last):
-    ...
-    ValueError: Y has 1 value that is not finite, the first at index (1,): nan; remove or impute it
     """
     given = plain(name, x)
     if given.dtype.kind not in "biuf":
@@ -39,13 +35,7 @@ def array(name: str, x, ndim: int | tuple[int, ...], dtype=np.float64) -> np.nda
 
 
 def plain(name: str, x) -> np.ndarray:
-    """Return `x` as a NumPy array of any type, a tensor of any precision too, with no entry masked.
-
-    >>> plain("Y", np.ma.array([1.0, -1.0], mask=[False, True]))
-    Traceback (most recent call last):
-    ...
-    ValueError: Y has 1 masked entry; remove such points, or pass Y.filled(value)
-    """
+    """Return `x`, an array or a tensor, as a NumPy array of its type with no entry masked."""
     if isinstance(x, torch.Tensor):
         if x.device.type != "cpu":
             raise TypeError(f"{name} is a tensor on {x.device}; pass {name}.cpu()")
@@ -110,38 +100,46 @@ def tensor(name: str, X, dtype=np.float64) -> torch.Tensor:
 
 
 def precision(dtype: str) -> torch.dtype:
-    """Return the torch dtype of "float64" or "float32".
-
-    >>> precision("float16")
-    Traceback (most recent call last):
-    ...
-    ValueError: dtype must be 'float64' or 'float32', not 'float16'
-    """
+    """Return the torch dtype of "float64" or "float32"."""
     if dtype not in ("float64", "float32"):
         raise ValueError(f"dtype must be 'float64' or 'float32', not {dtype!r}")
     return getattr(torch, dtype)
 
 
-def labels(name: str, y, n: int) -> np.ndarray:
-    """Return a copy of `y`, `n` labels in [-1, 1].
+def device(name) -> torch.device:
+    """Return the torch device of that name, if it is at hand."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device = {name!r} is not at hand; use 'cpu', or 'cuda' where torch sees a GPU"
+        ) from error
 
-    Raises `ValueError` for booleans, and where 0 and 1 are all the values there are: those are
-    names of two classes. Beside other values, or alone, 0 is a target.
 
-    >>> labels("Y", [0, 1, 1], n=3)
-    Traceback (most recent call last):
-    ...
-    ValueError: Y has labels 0 and 1, but the two classes are -1 and +1; pass 2.0 * np.array(Y) - 1
+def targets(name: str, y, n: int) -> np.ndarray:
+    """Return a copy of `y`, the labels of `n` points: (n,), or (n, c) with c outputs, any size.
+
+    Raises `ValueError` for another number of points, for booleans, and for a vector in which 0 and
+    1 are all the values there are: those are names of two classes. 0 without 1, or beside another
+    value, is an ordinary target; rows such as [0, 1, 0] are one-hot and fine.
     """
     boolean = plain(name, y).dtype.kind == "b"
-    y = array(name, y, ndim=1).copy()
+    y = array(name, y, ndim=(1, 2)).copy()
     if len(y) != n:
         raise ValueError(f"{name} has {len(y)} entries, but there are {n} points; pass one a point")
-    if boolean or set(np.unique(y)) == {0, 1}:
+    if boolean or (y.size == len(y) and set(np.unique(y)) == {0, 1}):
         raise ValueError(
             f"{name} has labels {'False and True' if boolean else '0 and 1'}, but the two classes "
             f"are -1 and +1; pass 2.0 * np.array({name}) - 1"
         )
+    return y
+
+
+def labels(name: str, y, n: int) -> np.ndarray:
+    """Return a copy of `y`, `n` labels in [-1, 1], as the paper's theorems ask for."""
+    y = targets(name, y, n)
+    if y.ndim != 1:
+        raise ValueError(f"{name} must be one label a point, but its shape is {y.shape}; pass (n,)")
     worst = int(np.abs(y).argmax())
     if abs(y[worst]) > 1:
         raise ValueError(
@@ -152,13 +150,7 @@ def labels(name: str, y, n: int) -> np.ndarray:
 
 
 def symmetric(name: str, K) -> np.ndarray:
-    """Return `K` as a finite, symmetric (n, n) array.
-
-    >>> symmetric("K", [[0.5, 0.1]])
-    Traceback (most recent call last):
-    ...
-    ValueError: K must be square, but its shape is (1, 2); pass K = ntk(X)
-    """
+    """Return `K` as a finite, symmetric (n, n) array."""
     K = array(name, K, ndim=2)
     n, scale = len(K), np.abs(K.diagonal()).max()
     if n != K.shape[1]:
@@ -187,9 +179,9 @@ def semidefinite(lowest: float, tolerance: float) -> None:
 
 
 def regression(K, Y, lam) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return a symmetric K (n, n), a copy of n labels Y in [-1, 1], and λ ≥ 0, for regression."""
+    """Return a symmetric K (n, n), a copy of the labels Y (n,) or (n, c), and λ ≥ 0."""
     K = symmetric("K", K)
-    return K, labels("Y", Y, len(K)), number("lam", lam, at_least=0)
+    return K, targets("Y", Y, len(K)), number("lam", lam, at_least=0)
 
 
 def columns(k, n: int) -> np.ndarray:
@@ -204,13 +196,7 @@ def columns(k, n: int) -> np.ndarray:
 
 
 def number(name: str, x, *, above: float | None = None, at_least: float | None = None) -> float:
-    """Return `x` as a finite float, strictly greater than `above` or not less than `at_least`.
-
-    >>> number("lam", -1, at_least=0)
-    Traceback (most recent call last):
-    ...
-    ValueError: lam must be a finite number >= 0, not -1; choose a larger one
-    """
+    """Return `x` as a finite float, strictly greater than `above` or not less than `at_least`."""
     try:
         if np.ndim(x):
             raise TypeError("an array")
@@ -240,13 +226,7 @@ def integer(name: str, x, at_least: float = 1) -> int:
 
 
 def indices(name: str, index, n: int) -> np.ndarray:
-    """Return `index` (one or several) as distinct integers in 0 .. n - 1.
-
-    >>> indices("remove", [3, 3], n=10)
-    Traceback (most recent call last):
-    ...
-    IndexError: remove names 3 more than once; name each point once
-    """
+    """Return `index` (one or several) as distinct integers in 0 .. n - 1."""
     found = np.atleast_1d(plain(name, index))
     if found.ndim != 1 or found.size == 0 or not np.issubdtype(found.dtype, np.integer):
         raise IndexError(
@@ -264,13 +244,7 @@ def indices(name: str, index, n: int) -> np.ndarray:
 
 
 def groups(groups, n: int) -> list[np.ndarray]:
-    """Return each of the groups, an index or several, as distinct integers in 0 .. n - 1.
-
-    >>> groups(5, n=10)
-    Traceback (most recent call last):
-    ...
-    TypeError: groups must be a list of groups, not 5; pass [5]
-    """
+    """Return each of the groups, an index or several, as distinct integers in 0 .. n - 1."""
     if not isinstance(groups, Iterable):
         raise TypeError(f"groups must be a list of groups, not {groups!r}; pass [{groups!r}]")
     found = [indices(f"groups[{k}]", group, n) for k, group in enumerate(groups)]

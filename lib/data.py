@@ -1,8 +1,9 @@
-"""Real images as unit vectors with labels ±1: embedded digits, MNIST, CIFAR-10, or your own folder.
+"""Real images as unit vectors with labels: embedded digits, MNIST, CIFAR-10, or your own folder.
 
 `load("mnist:4/9", n_train=1000, n_test=200, seed=0)` draws a balanced, seeded sample of two
-classes (or two groups of classes, joined by "+"). Data live below the folder named by the
-environment variable NTK_DATA, by default ~/.cache/ntk-influence.
+classes (or two groups of classes, joined by "+") with labels ±1; `load("mnist:all", ...)` one of
+all classes, with a label of several outputs. Data live below the folder named by the environment
+variable NTK_DATA, by default ~/.cache/ntk-influence.
 
 A photo becomes what a viewer shows: turned as its EXIF data say, its first frame if it has several,
 and on white where it is transparent. Grey of 8 and of 16 bits keeps its range, floating-point grey
@@ -14,7 +15,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,27 +30,27 @@ CLASSES = {
     "mnist": list("0123456789"),
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
 }
+ALL = "all"  # in place of the classes: each of them
 DEFAULT_CLASSES = {"digits": "3/8", "mnist": "4/9", "cifar10": "airplane/automobile"}
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class Data:
-    """A balanced draw of two classes: the first has label +1, the second −1.
+    """A balanced draw of classes.
 
-    Attributes
-    ----------
-    name, classes : the data set and the two classes, as text
-    X, X_te : (n, d), (t, d) float64 pixels, rows scaled to unit norm
-    Y, Y_te : (n,), (t,) labels ±1
-    images, images_te : (n, height, width) or (n, height, width, 3) pixels in [0, 1], for display
-    index, index_te : (n,), (t,) position of each image in its source
-    files, files_te : (n,), (t,) path of each image of a folder, "" where there is none
-    seed : of the draw
+    Of two classes the first has the label +1 and the second −1. With c > 2 classes a label is the
+    one-hot row of its class, less 1/c, so that the labels of all classes sum to 0.
+
+    - name, classes: the data set and the classes, as text
+    - X, X_te: (n, d), (t, d) float64 pixels, rows scaled to unit norm
+    - Y, Y_te: (n,), (t,) labels ±1, or (n, c), (t, c)
+    - images, images_te: (n, height, width) or (n, height, width, 3) pixels in [0, 1], for display
+    - index, index_te, files, files_te: position of each image in its source, and its path or ""
     """
 
     name: str
-    classes: tuple[str, str]
+    classes: tuple[str, ...]
     X: np.ndarray = field(repr=False)
     Y: np.ndarray = field(repr=False)
     X_te: np.ndarray = field(repr=False)
@@ -117,66 +117,60 @@ def unit_rows(X) -> np.ndarray:
 def load(
     name: str, n_train: int = 200, n_test: int = 100, seed: int = 0, size: int | None = None
 ) -> Data:
-    """Draw training and test images of two classes, balanced, as unit vectors with labels ±1.
+    """Draw training and test images, as many of each class, as unit vectors with their labels.
 
-    MNIST and CIFAR-10 are downloaded by torchvision, which verifies their checksums.
+    `name` is "digits" (1,797 scans of 8×8 pixels, embedded in scikit-learn), "mnist", "cifar10", or
+    a folder of images with one sub-folder a class (or "train" and "test" with these inside),
+    absolute or below `root()`. After a colon come the classes of label +1 and −1: "mnist:4/9",
+    "cifar10:airplane+ship/cat+dog", "/path/to/photos:cats/dogs"; or more of them, "mnist:1/2/3", or
+    every class there is, "mnist:all". The folder is the longest that is there, and a class the
+    longest name that is there, so both may contain ":", "," and "+". Hidden files and folders are
+    left out. torchvision downloads MNIST and CIFAR-10, and verifies their checksums.
 
-    Parameters
-    ----------
-    name : "digits" (1,797 scans of 8×8 pixels, embedded in scikit-learn), "mnist", "cifar10", or a
-        folder of images with one sub-folder a class (or "train" and "test" with these inside),
-        absolute or below `root()`. After a colon, the classes of label +1 and −1:
-        "mnist:4/9", "cifar10:airplane+ship/cat+dog", "/path/to/photos:cats/dogs". The folder is
-        the longest that is there, and a class the longest name that is there, so both may contain
-        ":", "," and "+". Hidden files and folders are left out.
-    n_train, n_test : even numbers of images, half of each label
-    seed : of the draw; training and test images are disjoint
-    size : height and width of the images of a folder: the shorter side is brought to it, and what
-        the longer side has more is cut off at both ends
+    Training and test images are disjoint, `n_train` and `n_test` of them. For a folder, `size` is
+    the height and width: the shorter side is brought to it, and what the longer side has more is
+    cut off at both ends. Warns if test images are exact copies of training images, see
+    `Data.copies`.
 
-    Warns if test images are exact copies of training images, see `Data.copies`.
+    Raises `ValueError` for an unknown data set or class, naming those there are, for a number of
+    images that is too large or no multiple of the number of labels, a blank image and images that
+    differ in size; `OSError` for data that are neither on disk nor to be downloaded, and for
+    damaged files, naming all of them.
 
-    Raises
-    ------
-    ValueError
-        for an unknown data set or class (naming those there are), an odd or too large number of
-        images, a blank image, images of different sizes
-    OSError
-        for data that are neither on disk nor to be downloaded, and for damaged files, naming all
-        that the two classes have
-
-    Examples
-    --------
     >>> data = load("digits:3/8", n_train=20, n_test=10)
     >>> print(data, data.X.shape, data.Y_te.sum())
     digits 3/8, n = 20, seed 0 (20, 64) 0.0
+    >>> load("digits:all", n_train=20, n_test=10).Y[0].round(1).tolist()
+    [-0.1, -0.1, -0.1, -0.1, 0.9, -0.1, -0.1, -0.1, -0.1, -0.1]
     """
     size = None if size is None else check.integer("size", size)
-    n_train, n_test = _even("n_train", n_train), _even("n_test", n_test)
     seed = check.integer("seed", seed, at_least=0)
-    source, there, groups = _parse(_text("name", name))
+    source, there, groups = _parse(text("name", name))
+    c = len(groups)
+    each, each_te = _of_each("n_train", n_train, c), _of_each("n_test", n_test, c)
     train, test = _pools(source, there, size)
     rng = np.random.default_rng(seed)
     index, index_te = [], []
     for group in groups:
         names = "+".join(there[c] for c in group)
         members = rng.permutation(np.flatnonzero(np.isin(train.targets, group)))
-        index.append(_take("n_train", members, n_train // 2, names))
+        index.append(_take("n_train", members, each, names, c))
         if test is None:
-            rest = members[n_train // 2 :]
+            rest = members[each:]
         else:
             rest = rng.permutation(np.flatnonzero(np.isin(test.targets, group)))
-        index_te.append(_take("n_test", rest, n_test // 2, names, left=test is None))
-    order, order_te = rng.permutation(n_train), rng.permutation(n_test)
+        index_te.append(_take("n_test", rest, each_te, names, c, left=test is None))
+    order, order_te = rng.permutation(c * each), rng.permutation(c * each_te)
     index, index_te = np.concatenate(index)[order], np.concatenate(index_te)[order_te]
     images, images_te = _read([(train, index), (test or train, index_te)], sum(groups, []), size)
+    label = np.array([1.0, -1.0]) if c == 2 else np.eye(c) - 1 / c
     data = Data(
         name=Path(source).name if Path(source).is_absolute() else source,
         classes=tuple("+".join(there[c] for c in group) for group in groups),
         X=_unit("training", images, train, index),
-        Y=np.repeat([1.0, -1.0], n_train // 2)[order],
+        Y=np.repeat(label, each, axis=0)[order],
         X_te=_unit("test", images_te, test or train, index_te),
-        Y_te=np.repeat([1.0, -1.0], n_test // 2)[order_te],
+        Y_te=np.repeat(label, each_te, axis=0)[order_te],
         images=images,
         images_te=images_te,
         index=index,
@@ -198,31 +192,7 @@ def load(
     return data
 
 
-def load_all(names: str | Iterable[str], **settings) -> list[Data]:
-    """Load several data sets: a list of names, or one text in which commas separate them.
-
-    A comma inside a name that is there, of a folder or a class, does not separate. `settings` are
-    those of `load`, which raises the errors.
-
-    >>> [data.label for data in load_all("digits:3/8, digits:4/9", n_train=20, n_test=10)]
-    ['digits 3/8', 'digits 4/9']
-    """
-    if isinstance(names, list | tuple):
-        wanted = list(names)
-    else:
-        wanted, parts = [], _text("names", names).split(",")
-        while parts:  # the fewest parts that together name a data set, or else one
-            ends = (k for k in range(1, len(parts) + 1) if _is_name(",".join(parts[:k])))
-            end = next(ends, 1)
-            wanted.append(",".join(parts[:end]).strip())
-            parts = parts[end:]
-        wanted = [name for name in wanted if name]
-    if not wanted:
-        raise ValueError(f"names = {names!r} names no data set; write 'digits:3/8, mnist:4/9'")
-    return [load(name, **settings) for name in wanted]
-
-
-def _text(argument: str, name) -> str:
+def text(argument: str, name) -> str:
     """Return a name as text; a whole number, as a parameter of a notebook may be, is a folder's."""
     if isinstance(name, int) and not isinstance(name, bool):
         return str(name)
@@ -234,7 +204,8 @@ def _text(argument: str, name) -> str:
     return name
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether `load` knows a data set, and classes, of that name."""
     try:
         return bool(_parse(name))
     except ValueError:
@@ -242,7 +213,7 @@ def _is_name(name: str) -> bool:
 
 
 def _parse(name: str) -> tuple[str, list[str], list[list[int]]]:
-    """Return the data set of "photos:cats+dogs/birds", its classes, and those of either label."""
+    """Return the data set of "photos:cats+dogs/birds", its classes, and those of each label."""
     colons = [i for i, letter in enumerate(name) if letter == ":"]
     for end in (len(name), *reversed(colons)):
         source, wanted = name[:end].strip(), name[end + 1 :].strip()
@@ -256,15 +227,15 @@ def _parse(name: str) -> tuple[str, list[str], list[list[int]]]:
 
 
 def _groups(source: str, wanted: str, there: list[str]) -> list[list[int]]:
-    """Turn "4+5/9" into class numbers for the labels +1 and −1."""
-    if not wanted and len(there) == 2:
-        return [[0], [1]]
+    """Turn "4+5/9" into class numbers for each label."""
+    if (not wanted and len(there) == 2) or (wanted == ALL and len(there) > 1):
+        return [[k] for k in range(len(there))]
     wanted = wanted or DEFAULT_CLASSES.get(source, "")
     sides = wanted.split("/")
-    if len(sides) != 2:
+    if len(sides) < 2:
         raise ValueError(
-            f"name = {source + ':' + wanted!r} must name two classes as '{source}:{there[0]}/"
-            f"{there[-1]}'; there are {', '.join(there)}"
+            f"name = {source + ':' + wanted!r} must name two classes or more as "
+            f"'{source}:{there[0]}/{there[-1]}', or '{source}:{ALL}'; there are {', '.join(there)}"
         )
     groups = [_members(side, there) for side in sides]
     for side, group in zip(sides, groups, strict=True):
@@ -293,23 +264,29 @@ def _members(side: str, there: list[str]) -> list[int] | None:
     return None
 
 
-def _even(argument: str, count) -> int:
-    count = check.integer(argument, count, at_least=2)
-    if count % 2:
-        raise ValueError(f"{argument} = {count} is odd; half of each label needs an even one")
-    return count
+def _of_each(argument: str, count, labels: int) -> int:
+    """How many images of each label make `count`."""
+    count = check.integer(argument, count, at_least=labels)
+    if count % labels:
+        raise ValueError(
+            f"{argument} = {count} does not give as many images of each of {labels} labels; use a "
+            f"multiple of {labels}"
+        )
+    return count // labels
 
 
-def _take(argument: str, members: np.ndarray, count: int, names: str, left: bool = False):
+def _take(
+    argument: str, members: np.ndarray, count: int, names: str, labels: int, left: bool = False
+):
     if count <= len(members):
         return members[:count]
     is_left = "are left" if left else "are there"
     if len(members):
-        remedy = f"use {argument} <= {2 * len(members)}"
+        remedy = f"use {argument} <= {labels * len(members)}"
     else:
         remedy = "choose a smaller n_train" if left else f"add files ({', '.join(IMAGES)})"
     raise ValueError(
-        f"{argument} = {2 * count} needs {count} images of {names}, but only {len(members)} "
+        f"{argument} = {labels * count} needs {count} images of {names}, but only {len(members)} "
         f"{is_left}; {remedy}"
     )
 

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.linalg import hankel
 
 from lib import check
-from lib.ridge import Ridge
+from lib.influence import Influence
+from lib.ridge import Ridge, products
 
 
 @lru_cache
@@ -66,31 +66,14 @@ class Flow:
 
     β(t) = A⁻¹(I − e^{−At})Y  with  A = K + λI,  f(x_te; t) = kᵀβ(t);  t = ∞ is `lib.ridge.Ridge`.
 
-    Time has the unit of 1/K: the loss is a sum, so the direction of the j-th eigenvector is learnt
-    at t ≈ 1/(λ_j + λ). Any t from 0 to `math.inf` is allowed, and any λ ≥ 0. One eigendecomposition
-    is done at the start, and serves every t.
+    K, Y and λ are those of `Ridge`. Time has the unit of 1/K: the loss is a sum, so the direction
+    of the j-th eigenvector is learnt at t ≈ 1/(λ_j + λ). Any t from 0 to `math.inf` is allowed. One
+    eigendecomposition at the start, K = V diag(mu) Vᵀ with mu ascending, serves every t.
 
+    Raises `ValueError` for bad shapes, labels or λ, for a K that is not positive semidefinite, and
+    at t = ∞ with λ = 0 for duplicate points, naming them.
     Source: Zhang and Zhang (2022), Eq 3, 8, 9; Jacot, Gabriel and Hongler (2018).
 
-    Parameters
-    ----------
-    K : (n, n) symmetric kernel of the training points, for instance `lib.kernel.ntk(X)`
-    Y : (n,) labels in [-1, 1]
-    lam : ridge λ ≥ 0 in units of K
-
-    Attributes
-    ----------
-    mu : (n,) eigenvalues of K, ascending
-    V : (n, n) eigenvectors of K, in columns
-
-    Raises
-    ------
-    ValueError
-        for bad shapes, labels or λ, for a K that is not positive semidefinite, and at t = ∞ with
-        λ = 0 for duplicate points, naming them
-
-    Examples
-    --------
     >>> flow = Flow([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
     >>> flow.beta(0.0).tolist(), flow.beta(math.inf).tolist()
     ([0.0, 0.0], [1.0, -1.0])
@@ -117,25 +100,24 @@ class Flow:
         return Ridge(self.K, self.Y, self.lam)
 
     def beta(self, t: float) -> np.ndarray:
-        """Return the dual coefficients β(t) = A⁻¹(I − e^{−At})Y, (n,)."""
+        """Return the dual coefficients β(t) = A⁻¹(I − e^{−At})Y, shaped like Y."""
         t = _time(t)
-        return self.end.beta if t == math.inf else self.V @ (self._learnt(t) * self._y)
+        return self.end.beta if t == math.inf else self.V @ (self._learnt(t) * self._y.T).T
 
     def r(self, t: float) -> np.ndarray:
-        """Return the training residuals r_i(t) = f(x_i; t) − y_i, (n,)."""
+        """Return the training residuals r_i(t) = f(x_i; t) − y_i, shaped like Y."""
         return self.end.r if _time(t) == math.inf else self.K @ self.beta(t) - self.Y
 
     def predict(self, k, t: float) -> np.ndarray:
-        """Return f(x_te; t) = kᵀβ(t), (t_e,), for k = K∞(X, X_te) of shape (n, t_e) or (n,)."""
+        """Return f(x_te; t) = kᵀβ(t), (t_e,) or (t_e, c), for k = K∞(X, X_te), (n, t_e) or (n,)."""
         return check.columns(k, len(self.Y)).T @ self.beta(t)
 
     def remove(self, groups: Iterable, k, t: float) -> np.ndarray:
-        """Return the predictions at time t of training without each group, (groups, t_e).
+        """Return the predictions at time t of training without each group, (groups, t_e[, c]).
 
-        f^{∖I}(t) = f(t) − 2t Re Σ_k (c_k/ζ_k) [kᵀR_k]_I ([R_k]_II)⁻¹ [R_kY]_I, no training again.
+        f^{∖I}(t) = f(t) − 2t Re Σ_k (c_k/ζ_k) [kᵀR_k]_I ([R_k]_II)⁻¹ [R_kY]_I: Eq 9 for resolvents.
 
-        A group is an index or a list of distinct indices, `k` is (n, t_e). Raises `IndexError` for
-        an index out of range or named twice. Source: Eq 9 applied to the resolvents.
+        Groups, `k` (n, t_e) and errors are those of `Ridge.remove`.
 
         >>> flow = Flow([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
         >>> flow.remove([0, [1]], [[0.5], [0.25]], t=math.log(2)).round(9).tolist()
@@ -148,32 +130,36 @@ class Flow:
         basis, result = self.V.T @ k, []
         for group in check.groups(groups, len(self.Y)):
             rows = self.V[group]
-            change = self._learnt(t) * self._y
+            change = (self._learnt(t) * self._y.T).T
             for resolvent, weight in zip(poles, weights, strict=True):
                 block = (rows * resolvent) @ rows.T
-                lost = np.linalg.solve(block, rows @ (resolvent * self._y))
-                change -= (weight * (lost @ rows) * resolvent).real
-            result.append(change @ basis)
+                lost = np.linalg.solve(block, (rows * resolvent) @ self._y)
+                change -= (weight * ((rows * resolvent).T @ lost)).real
+            result.append(basis.T @ change)
         return np.array(result)
 
-    def influence(self, k, y_te, t: float) -> Moment:
+    def influence(self, k, y_te, t: float) -> FlowInfluence:
         """Return the influence at time t of every training point on every test point.
 
-        `k` = K∞(X, X_te) is (n, t_e), `y_te` the (t_e,) test labels in [-1, 1]. See `Moment`.
-        Costs two products of (n, n) and (n, t_e), however many poles there are. Source: Eq 8 along
-        the flow of Eq 3, as in Fig 6 and 7.
+        `k` = K∞(X, X_te) is (n, t_e), `y_te` the test labels, (t_e,) or (t_e, c) as Y. See
+        `FlowInfluence`. Costs a product of (n, n) and (n, t_e), and another for each output,
+        however many poles there are. Source: Eq 8 along the flow of Eq 3, as in Fig 6 and 7.
         """
         k, t = check.columns(k, len(self.Y)).copy(), _time(t)
-        y_te = check.labels("y_te", y_te, k.shape[1])
         if t == math.inf:
             end = self.end.influence(k, y_te)
-            return Moment(self, t, k, end.f, end.shift, y_te)
+            return FlowInfluence(self, t, k, end.f, y_te, end.shift)
         poles, weights = self._poles(t)
-        factor = -weights * (poles * self._y @ self.V.T).T / (self.V**2 @ poles.T)
-        # M_ij = Re Σ_k factor_ik / (ζ_k + a_j t)
-        M = np.hstack([factor.real, -factor.imag]) @ np.vstack([poles.real, poles.imag])
-        M *= self.V
-        return Moment(self, t, k, self.predict(k, t), M @ (self.V.T @ k), y_te)
+        basis, own = self.V.T @ k, self.V**2 @ poles.T
+        shifts = []
+        for y in np.atleast_2d(self._y.T):
+            factor = -weights * (poles * y @ self.V.T).T / own
+            # M_ij = Re Σ_k factor_ik / (ζ_k + a_j t)
+            M = np.hstack([factor.real, -factor.imag]) @ np.vstack([poles.real, poles.imag])
+            M *= self.V
+            shifts.append(M @ basis)
+        shift = shifts[0] if self.Y.ndim == 1 else np.stack(shifts, axis=2)
+        return FlowInfluence(self, t, k, self.predict(k, t), y_te, shift)
 
     def _learnt(self, t: float) -> np.ndarray:
         """Return (1 − e^{−at})/a for the eigenvalues a of A, and its limit t for a = 0."""
@@ -189,70 +175,41 @@ class Flow:
         return 1 / (zeta[:, None] + self._a * t), 2 * t * c / zeta
 
 
-@dataclass(frozen=True)
-class Moment:
+class FlowInfluence(Influence):
     """Influence of n training points (rows) on the loss at t_e test points (columns) at time t.
 
-    Both the full training and the training without a point have run for the same time t. A
-    positive influence says that removing the point raises the loss: the point is helpful.
+    Both the full training and the training without a point have run for the same time t. `flow`,
+    `t` and `k` (n, t_e) are what it was asked of; all else is that of `Influence`, with
+    shift = f^{∖i}(t) − f(t). Source: Zhang and Zhang (2022), Eq 8, 9, 13 along the flow of Eq 3.
 
-    Source: Zhang and Zhang (2022), Eq 8, 9, 13 along the flow of Eq 3.
-
-    Attributes
-    ----------
-    flow, t, k : the `Flow`, the time and the (n, t_e) kernel it belongs to
-    f : (t_e,) predictions f(x_te; t)
-    shift : (n, t_e) what removing x_i does to them: f^{∖i}(t) − f(t)
-    y_te : (t_e,) test labels
-
-    Examples
-    --------
     >>> flow = Flow([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
     >>> now = flow.influence([[0.5], [0.25]], [1.0], t=math.log(2))
     >>> now.loo.round(9).tolist(), now.ihvp.round(6).tolist(), now.unrolled.round(6).tolist()
     ([[-0.125], [0.25]], [[0.328125], [-0.164062]], [[0.185188], [-0.092594]])
     """
 
-    flow: Flow
-    t: float
-    k: np.ndarray
-    f: np.ndarray
-    shift: np.ndarray
-    y_te: np.ndarray
+    def __init__(self, flow: Flow, t: float, k: np.ndarray, f: np.ndarray, y_te, shift: np.ndarray):
+        super().__init__(f, y_te, shift)
+        self.flow, self.t, self.k = flow, t, k
 
     def __repr__(self) -> str:
         n, t_e = self.k.shape
-        return f"Moment: n = {n}, t_e = {t_e}, t = {self.t:g}, lam = {self.flow.lam:g}"
-
-    @property
-    def r_te(self) -> np.ndarray:
-        """Test residuals r_te(t) = f(x_te; t) − y_te, (t_e,)."""
-        return self.f - self.y_te
-
-    @property
-    def loo(self) -> np.ndarray:
-        """Predictions f^{∖i}(x_te; t) of training without a point for the time t, (n, t_e)."""
-        return self.f + self.shift
-
-    @property
-    def exact(self) -> np.ndarray:
-        """Exact influence I = ½(f^{∖i} − y_te)² − ½(f − y_te)² at time t (Eq 8), (n, t_e)."""
-        return self.shift * (self.r_te + 0.5 * self.shift)
+        return f"Influence: n = {n}, t_e = {t_e}, t = {self.t:g}, lam = {self.flow.lam:g}"
 
     @property
     def ihvp(self) -> np.ndarray:
-        """Eq 13 with the residuals of time t: Î = α_i r_te(t) r_i(t), α = A⁻¹k, (n, t_e).
+        """Eq 13 with the residuals of time t: Î = α_i ⟨r_i(t), r_te(t)⟩, α = A⁻¹k, (n, t_e).
 
-        What one computes who takes the estimate before training has ended: it supposes a minimum,
-        and is not small at t = 0, where the influence is. The Hessian is the same at every t.
+        The estimate that one gets before training has ended. It assumes a minimum: at t = 0 it is
+        not small, although the influence is 0. The Hessian is the same at every t.
         """
-        return self.flow.end.Q @ self.k * self.r_te * self.flow.r(self.t)[:, None]
+        return self.flow.end.Q @ self.k * products(self.flow.r(self.t), self.r_te)
 
     @property
     def unrolled(self) -> np.ndarray:
         """First order in the weight of x_i, followed along training, (n, t_e).
 
-        Î(t) = r_te(t) ∫₀ᵗ [kᵀ e^{−A(t−s)}]_i r_i(s) ds,  which tends to Eq 13 for t → ∞.
+        Î(t) = ⟨r_te(t), ∫₀ᵗ [kᵀ e^{−A(t−s)}]_i r_i(s) ds⟩,  which tends to Eq 13 for t → ∞.
 
         Source: the derivative of the flow; for stochastic gradient descent Hara, Nitanda and
         Maehara (2019).
@@ -266,8 +223,10 @@ class Moment:
         divided = np.exp(-low * t) * np.where(gap > 0, -np.expm1(-gap * t) / safe, t)
         share = np.where(a > 0, flow.mu / np.where(a > 0, a, 1), 1)  # r_q(s) = −(1−h)y − h e^{−as}y
         integral = -(np.multiply.outer(flow._learnt(t), 1 - share) + divided * share)
-        first = flow.V * ((flow.V * flow._y) @ integral.T)
-        return self.r_te * (first @ (flow.V.T @ self.k))
+        basis, estimate = flow.V.T @ self.k, np.zeros(self.k.shape)
+        for y, r_te in zip(np.atleast_2d(flow._y.T), np.atleast_2d(self.r_te.T), strict=True):
+            estimate += r_te * ((flow.V * ((flow.V * y) @ integral.T)) @ basis)
+        return estimate
 
 
 def _time(t) -> float:

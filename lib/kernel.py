@@ -9,8 +9,10 @@ import torch
 
 from lib import check
 
-NEAR = 1e-3
-"""Closer to ±1 than this, x·x' says too little of the angle, and the chords say it."""
+DIAGONAL = 0.5
+"""K∞(x, x), for every x of unit norm."""
+
+NEAR = 1e-3  # where x·x' is closer to ±1 than this, the angle comes from chords
 
 
 def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
@@ -18,32 +20,16 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
 
     Eq 4:  K∞(x, x') = u (π − arccos u) / 2π,  u = x·x',  for inputs of unit norm.
 
-    The arccosine loses half of the digits where u → ±1. There the angle comes from the chords,
-    θ = 2 atan2(‖x − x'‖, ‖x + x'‖), which loses none; the diagonal is ½ exactly. The result is
-    filled block by block, so that no temporary is larger than it, and of `ntk(X)` only one
-    triangle is computed.
+    X (n, d) and X2 (t, d) have rows of unit norm; without X2 it is X itself. The result is (n, n)
+    or (n, t), dimensionless, in [-0.09, ½]: a NumPy array, or for a tensor a tensor on the same
+    device. It is computed in `dtype`, "float64" or "float32", `block` rows at a time, so that no
+    temporary is larger than the result; of ntk(X) only one triangle is computed. The arccosine
+    loses half of the digits where u → ±1. There the angle comes from the chords, θ =
+    2 atan2(‖x − x'‖, ‖x + x'‖), which loses none. The diagonal is ½ exactly.
 
-    Source: Zhang and Zhang (2022), Eq 4; Jacot, Gabriel and Hongler (2018).
+    Raises `ValueError` for rows that are not of unit norm, values that are not finite and shapes
+    that do not match. Source: Zhang and Zhang (2022), Eq 4; Jacot, Gabriel and Hongler (2018).
 
-    Parameters
-    ----------
-    X : (n, d) array or tensor on any device, rows of unit norm
-    X2 : (t, d), the second set of points; without it, X itself
-    dtype : "float64" or "float32", in which to compute
-    block : rows computed at a time
-
-    Returns
-    -------
-    (n, n) or (n, t) kernel, dimensionless, in [-0.09, ½]; NumPy in, NumPy out, and a tensor on
-    the same device for a tensor.
-
-    Raises
-    ------
-    ValueError
-        for rows that are not of unit norm, values that are not finite, or shapes that do not match
-
-    Examples
-    --------
     >>> ntk(np.array([[1.0, 0.0], [0.5, 0.75**0.5]])).round(6).tolist()  # 60 degrees apart
     [[0.5, 0.166667], [0.166667, 0.5]]
     """
@@ -63,7 +49,7 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
             K[rows.stop :, rows] = K[rows, rows.stop :].T
             square = K[rows, rows]
             square.copy_(torch.tril(square, -1) + torch.tril(square, -1).T)
-            square.fill_diagonal_(0.5)
+            square.fill_diagonal_(DIAGONAL)
     return K if isinstance(X, torch.Tensor) else K.numpy()
 
 

@@ -1,7 +1,6 @@
-"""The two-layer ReLU network (Eq 1) and its finite-width kernel, streamed over blocks of neurons.
+"""The two-layer ReLU network (Eq 1) and its kernel, streamed over blocks of neurons.
 
-A network of width m is a seed: block b of 2048 neurons is drawn from the generator of (seed, b),
-so weights never have to be stored and memory does not grow with m.
+Block b of 2048 neurons is drawn from the generator of (seed, b), so no weight has to be stored.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from lib import check
 from lib.product import overlap
 
-BLOCK = 2048  # neurons held at once; part of the definition of the random weights
+DRAWN = 2048  # neurons drawn at a time; part of the definition of the random weights
 
 
 def neurons(
@@ -31,8 +30,8 @@ def neurons(
         raise ValueError(f"kappa = {kappa:g} is beyond single precision; choose one near 0.1")
     if antisymmetric and m % 2:
         raise ValueError(f"m must be even for antisymmetric pairs, not {m}; use {m + 1}")
-    for block, start in enumerate(range(0, m, BLOCK)):
-        size = min(BLOCK, m - start)
+    for block, start in enumerate(range(0, m, DRAWN)):
+        size = min(DRAWN, m - start)
         drawn = size // 2 if antisymmetric else size
         rng = np.random.default_rng([seed, block])
         a = (1 - 2 * rng.integers(2, size=drawn)).astype(np.float32)
@@ -67,7 +66,6 @@ def forward(X, W, a):
 
     Takes NumPy arrays or torch tensors (so it can be differentiated) and returns f (n,).
 
-    >>> import numpy as np
     >>> X, W, a = np.eye(2), np.array([[3.0, -1.0], [2.0, 4.0]]), np.array([1.0, -1.0])
     >>> (forward(X, W, a) * 2**0.5).round(12).tolist()
     [3.0, -2.0]
@@ -97,11 +95,10 @@ def finite_kernel(
 
     Raises `ValueError` for rows that are not of unit norm and as `initialise` does.
 
-    >>> import numpy as np
     >>> finite_kernel(np.eye(2), m=1000, seed=0).tolist()  # for m → ∞ it is ½ on the diagonal
     [[0.484, 0.0], [0.0, 0.523]]
     """
-    dtype, m = check.precision(dtype), check.integer("m", m)
+    dtype, m, device = check.precision(dtype), check.integer("m", m), check.device(device)
     X = check.unit("X", check.tensor("X", X).to(device))
     X2 = X if X2 is None else check.tensor("X2", X2).to(device)
     if X2 is not X and check.unit("X2", X2).shape[1] != X.shape[1]:

@@ -2,9 +2,9 @@
 
 Integers up to 127 multiply exactly, and their sums stay exact in 32 bits. So patterns are counted
 without error (`overlap`), and a pattern times a real matrix is as exact as the matrix is written:
-in four digits of 8 bits, 2⁻³¹ of the largest entry of a column (`Digits`). Where 8-bit products are
-slower, or wrong, as on processors that saturate them, and on a GPU, whose 8-bit products want
-special shapes, ordinary ones are taken.
+in four digits of 8 bits, 2⁻³¹ of the largest entry of a column (`Digits`). Ordinary
+products take their place where 8-bit ones are slower, where they are wrong (some processors
+saturate them), and on a GPU, where they need special shapes.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ def _in_integers(narrowest: int, device: torch.device) -> bool:
 def _integers_win(device: torch.device, threads: int) -> bool:
     """Whether 8-bit products are right on this processor, and 2.5 times as fast as float32.
 
-    At 2.5, four of them and their sum take about as long as one product in float64, which has half
-    the speed of float32. Where they are not saturated, they are some 5 times as fast, so timing
-    noise decides nothing.
+    Then four of them take no longer than one product in float64. Where they pay they are some 5
+    times as fast, so timing noise decides nothing.
     """
     if device.type != "cpu":
         return False

@@ -9,18 +9,14 @@ neither on their order nor on the number of workers.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import hashlib
 import inspect
 import json
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from io import FileIO
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +25,21 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from lib import check
-from lib.train import Problem, gradient_descent, newton
+from lib.descent import gradient_descent
+from lib.influence import Influence
+from lib.journal import Journal
+from lib.newton import newton
+from lib.problem import Problem
 
 METHODS = {"newton": newton, "gradient descent": gradient_descent}
+TRAINS = ("network", "problem", "product", "state", "newton", "descent")  # the code that trains
 OPTIONS = {  # what a method takes and this module does not give
     name: [
         option for option in inspect.signature(train).parameters
-        if option not in ("problem", "start", "remove", "record", "progress")
+        if option not in ("problem", "start", "remove", "keep", "progress")
     ]
     for name, train in METHODS.items()
 }  # fmt: skip
-FORMAT = {"format": "lib.retrain 3"}  # how a file of results begins
 
 _cache: dict = {}  # the last problem and warm start of this process, by setting
 _lock = threading.Lock()  # tasks that are threads of one process make them once
@@ -49,9 +49,9 @@ _lock = threading.Lock()  # tasks that are threads of one process make them once
 class Retrained:
     """Predictions of the network trained on everything, and without each group.
 
-    groups : the removed points of each retraining, sorted
-    f : (t,) predictions of the full model; f_without : (g, t) those without each group
-    seconds, iterations, change : (g,) cost of each retraining and its last change, as in `Trained`
+    - groups: the removed points of each retraining, sorted
+    - f: (t,) predictions of the full model; f_without: (g, t) those without each group
+    - seconds, iterations, change: (g,) cost of each retraining and its last change, as in `Trained`
     """
 
     groups: list[tuple[int, ...]]
@@ -61,42 +61,40 @@ class Retrained:
     iterations: np.ndarray
     change: np.ndarray
 
-    def influence(self, y_te) -> np.ndarray:
+    def influence(self, y_te) -> Influence:
         """Return the actual influence of every group on every test point, (g, t).
 
         Eq 7:  I = ½(f^{∖i} − y_te)² − ½(f − y_te)², positive where removing the group hurts.
-        Computed as (f^{∖i} − f)(r_te + ½(f^{∖i} − f)), which subtracts no two close squares;
-        `y_te` is (t,) in [-1, 1], r_te = f − y_te. Raises `ValueError` for other labels.
 
+        `y_te` are the test labels, shaped like f, which may be (t, c), and f_without (g, t, c).
         Source: Zhang and Zhang (2022), Eq 7.
 
         >>> one = np.zeros(1)
         >>> result = Retrained([(3,)], np.array([0.5]), np.array([[-0.5]]), one, one, one)
-        >>> result.influence([1.0]).tolist()  # ½ 1.5² − ½ 0.5²
+        >>> result.influence([1.0]).exact.tolist()  # ½ 1.5² − ½ 0.5²
         [[1.0]]
         """
-        shift = self.f_without - self.f
-        return shift * (self.f - check.labels("y_te", y_te, len(self.f)) + 0.5 * shift)
+        return Influence(self.f, y_te, self.f_without - self.f)
 
 
 def retrain(
     X, Y, X_te, groups: Iterable[int | Sequence[int]], *, method: str = "newton",
-    start: str = "warm", file: str | Path | None = None, workers: int | None = None,
+    warm: bool = True, file: str | Path | None = None, workers: int | None = None,
     threads: int = 1, options: Mapping = {}, progress: bool = True, **settings,
 ) -> Retrained:  # fmt: skip
     """Train on all points, then again without each group (an index or several), see `Retrained`.
 
     X (n, d), Y (n,), X_te (t, d) and `settings` (lam, m, kappa, seed, ...) are those of `Problem`;
-    `method` is "newton" or "gradient descent", `options` its keywords. `start` is "cold", from
-    W(0), or "warm": gradient descent from the full model, whence it goes on with and without the
-    group, and Newton so from the end of its flow on all points. `workers` is joblib's n_jobs
+    `method` is "newton" or "gradient descent", `options` its keywords. With `warm` each training
+    starts from a state of the training on all points: from its end for gradient descent, and from
+    the end of its flow for Newton. Otherwise it starts from W(0). `workers` is joblib's n_jobs
     (None: as configured around the call). Each training runs on `threads` threads of torch,
-    whatever is set outside: the order of its sums, so the last digits, depends on it. A process
-    holds one problem and one warm start, m·(3n + t) numbers, and each running task 2·m·n more, or
-    4·m·n while Newton follows the flow from a cold start.
+    whatever is set outside, since the order of its sums, so the last digits, depends on it. A
+    process holds one problem and one warm start, m·(3n + t) numbers, and each running task 2·m·n
+    more, or 4·m·n while Newton follows the flow from a cold start.
 
-    Results go to `file` as they come, one JSON line each, synced to disk. The same call goes on
-    with it after an interruption, also for more groups: what is there is not trained again.
+    Results go to `file` as they come, see `lib.journal.Journal`. The same call goes on with it
+    after an interruption, also for more groups: what is there is not trained again.
 
     Raises `IndexError` for a point out of range or removed twice, a group that is empty, has every
     point or is named twice; `ValueError` for a file of another setting, version of torch or of this
@@ -118,22 +116,24 @@ def retrain(
         workers = check.integer("workers", workers, at_least=-np.inf)
         if workers == 0:
             raise ValueError("workers = 0 trains nothing; pass a number, or -1 for every core")
-    for name, value, allowed in (("method", method, METHODS), ("start", start, ("warm", "cold"))):
-        if value not in allowed:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, not {method!r}")
+    if not isinstance(warm, bool):
+        raise TypeError(f"warm must be True or False, not {warm!r}; pass one of them")
     bound = inspect.signature(Problem).bind(*data, **settings)
     bound.apply_defaults()
     header = {
-        k: _fingerprint(v) if isinstance(v, np.ndarray) else v for k, v in bound.arguments.items()
+        k: f"{v.shape} {sha256(v.tobytes()).hexdigest()[:16]}" if isinstance(v, np.ndarray) else v
+        for k, v in bound.arguments.items()
     }
-    header |= {"method": method, "start": start, "threads": check.integer("threads", threads)}
-    header = FORMAT | header | {"options": _options(method, options), "code": code_version()}
-    header = json.loads(json.dumps(header, default=_plain))
+    header = {"format": "lib.retrain 4"} | header | {"method": method, "warm": warm}
+    header |= {"threads": check.integer("threads", threads), "options": _options(method, options)}
+    header = json.loads(json.dumps(header | {"code": code_version()}, default=_plain))
 
     before = torch.get_num_threads()
     try:
-        with open(file, "a+b", buffering=0) if file else nullcontext() as handle:
-            done = _read(handle, header) if handle else {}
+        with Journal(file, header) if file else nullcontext() as journal:
+            done = {tuple(r["without"]): r for r in journal.results} if journal else {}
             todo = [g for g in ((), *groups) if g not in done]
             parallel = Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
             results = parallel(delayed(_train)(g, *data, header) for g in todo)
@@ -142,10 +142,10 @@ def retrain(
                 disable=not progress,
             )  # fmt: skip
             with closing(results), bar:
-                for record in results:
-                    if handle:
-                        _append(handle, header, record, len(done))
-                    done[tuple(record["without"])] = record
+                for result in results:
+                    if journal:
+                        journal.append(result)
+                    done[tuple(result["without"])] = result
                     bar.update()
     finally:
         torch.set_num_threads(before)
@@ -155,16 +155,16 @@ def retrain(
 
 
 def _train(group: tuple, X, Y, X_te, header: dict) -> dict:
-    """The task: train without a group and return its record. Runs in any process or thread."""
+    """The task: train without a group and return what came out, in any process or thread."""
     torch.set_num_threads(header["threads"])
     train, key = METHODS[header["method"]], json.dumps(header)
-    warm, options = header["start"] == "warm", header["options"]
+    warm, options = header["warm"], header["options"]
     with _lock:
         if key not in _cache:
             _cache.clear()  # frees the last problem before the next one is made
             settings = {k: header[k] for k in list(inspect.signature(Problem).parameters)[3:]}
             problem = Problem(*map(np.array, (X, Y, X_te)), **settings)
-            first = options | ({"settle": 0} if header["method"] == "newton" else {})
+            first = options | ({"settle_steps": 0} if header["method"] == "newton" else {})
             _cache[key] = problem, train(problem, **first) if warm else None
         problem, begin = _cache[key]
     try:
@@ -207,62 +207,7 @@ def _plain(x):
 
 @cache
 def code_version() -> str:
-    """Digest of the code that trains, and the version of torch: its results are of these.
-
-    >>> code_version()
-    '..., torch ...'
-    """
-    files = [Path(__file__).with_name(f"{name}.py") for name in ("train", "product", "network")]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    """Digest of the code that trains, and the version of torch: its results are of these."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in TRAINS]
+    digest = sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     return f"{digest}, torch {torch.__version__}"
-
-
-def _fingerprint(x: np.ndarray) -> str:
-    return f"{x.shape} {hashlib.sha256(x.tobytes()).hexdigest()[:16]}"
-
-
-def _read(handle: FileIO, header: dict) -> dict:
-    """Lock a file of results, drop a torn end, return its records by group."""
-    name = handle.name
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        why = "another run is writing to it; wait for its end or choose another file"
-        raise BlockingIOError(errno.EAGAIN, why, str(name)) from error
-    handle.seek(0)
-    *lines, torn = handle.read().split(b"\n")
-    first, begin = (lines or [torn])[0], json.dumps(FORMAT)[:-3].encode()
-    if not (first.startswith(begin) or (not lines and begin.startswith(torn))):
-        raise ValueError(f"{name} is not a file of lib.retrain; choose another file")
-    found = []
-    for k, line in enumerate(lines, 1):
-        with suppress(ValueError):  # the last line may be what a power cut left of it
-            found.append(json.loads(line))
-        if len(found) < k < len(lines):
-            raise ValueError(f"line {k} of {name} is damaged; delete the line and call again")
-    if found:
-        there = found[0]
-        differ = [
-            f"{k} is {there.get(k)!r} in the file and {v!r} here, "
-            for k, v in header.items() if there.get(k) != v
-        ]  # fmt: skip
-        if differ:
-            raise ValueError(f"{name} is of another setting: {''.join(differ)}choose another file")
-    handle.truncate(sum(len(line) + 1 for line in lines[: len(found)]))
-    return {tuple(record["without"]): record for record in found[1:]}
-
-
-def _append(handle: FileIO, header: dict, record: dict, kept: int) -> None:
-    """Append a record, and the header before the first, wholly and synced or not at all."""
-    size = handle.seek(0, os.SEEK_END)
-    lines = [record] if size else [header, record]
-    rest = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    try:
-        while rest:
-            rest = rest[handle.write(rest) :]
-        os.fsync(handle.fileno())
-    except OSError as error:
-        with suppress(OSError):
-            handle.truncate(size)
-        why = f"{error.strerror}; {kept} trainings are kept: make room and call again to go on"
-        raise OSError(error.errno, why, str(handle.name)) from error

@@ -1,24 +1,12 @@
-"""Shared by the tests: random unit vectors, no network, and one set of hypothesis settings."""
+"""Fixtures of all tests: no network, and one set of hypothesis settings."""
 
 from urllib.error import URLError
 
-import numpy as np
 import pytest
 from hypothesis import settings
 
 settings.register_profile("book", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("book")
-
-
-def unit_points(n: int, d: int, seed: int = 0) -> np.ndarray:
-    X = np.random.default_rng(seed).standard_normal((n, d))
-    return X / np.linalg.norm(X, axis=1, keepdims=True)
-
-
-@pytest.fixture(scope="session")
-def points():
-    """The function (n, d, seed=0) → n random unit vectors in d dimensions, float64."""
-    return unit_points
 
 
 @pytest.fixture

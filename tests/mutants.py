@@ -1,6 +1,6 @@
 """Mutation testing: make the library wrong in one place, and see whether its tests notice.
 
-    python tests/mutants.py [MODULE ...] [--sample N]
+    python -m tests.mutants [MODULE ...] [--sample N]
 
 A mutant is one small change of one module: < for <=, + for -, min for max, a number one larger, a
 call, an argument, a minus sign or a statement dropped. A fork of this process, which has imported
@@ -185,7 +185,7 @@ def run(module: str, sample: int | None) -> dict[str, str]:
     """Try the mutants of a module, or so many of them drawn at random; return their verdicts."""
     names = [name for name, _ in mutants(module)]
     random.Random(module).shuffle(names)
-    files = ROOT / "lib" / f"{module}.py", ROOT / "tests" / f"test_{module}.py"
+    files = [ROOT / f for f in (f"lib/{module}.py", f"tests/test_{module}.py", "tests/cases.py")]
     digest = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
     verdicts, equivalent, wanted = {}, rows(EQUIVALENT), names[:sample]
     for name, row in rows(VERDICTS).items():

@@ -229,10 +229,75 @@ def test_labels_and_targets_that_are_right(y):
     assert check.labels("Y", y, 2).tolist() == y
 
 
-def test_labels_are_a_copy():
+@pytest.mark.parametrize("call", [check.labels, check.targets])
+def test_labels_are_a_copy(call):
     y = np.array([1.0, -1.0])
-    check.labels("Y", y, 2)[0] = 0
+    call("Y", y, 2)[0] = 0
     assert y.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        [1e3, -1e300], [0, 7], [0, 0], [1, 1], [[0, 1, 0], [1, 0, 0]], [[0], [2]], np.eye(2),
+        np.eye(2) - 0.5, [[1e3], [-5e-324]], np.zeros((2, 1)), torch.eye(2), np.float32([2, 3]),
+    ],
+)  # fmt: skip
+def test_targets_are_of_any_size_and_number_of_outputs(y):
+    found = check.targets("Y", y, 2)
+    assert found.dtype == np.float64 and found.tolist() == np.asarray(y, dtype=float).tolist()
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0, 1], r"Y has labels 0 and 1, but the two classes are -1 and \+1; pass 2.0 \* np.array"),
+        (np.array([[True, False], [False, True]]), "Y has labels False and True, but the two"),
+        ([True, True], "Y has labels False and True"),
+        ([1.0], "Y has 1 entries, but there are 2 points; pass one a point"),
+        (np.ones((3, 2)), "Y has 3 entries, but there are 2 points"),
+        (np.ones((2, 2, 1)), r"Y must have 1 or 2 axes, but its shape is \(2, 2, 1\); reshape it"),
+        (1.0, r"Y must have 1 or 2 axes, but its shape is \(\)"),
+        (np.ones((2, 0)), r"Y is empty: its shape is \(2, 0\); pass at least one entry"),
+        ([[1.0, np.inf], [0.0, 0.0]], r"Y has 1 value that is not finite, .* \(0, 1\): inf; rem"),
+        (np.ma.array(np.ones((2, 2)), mask=[[0, 0], [0, 1]]), "Y has 1 masked entry; remove such"),
+    ],
+)
+def test_bad_targets(y, message):
+    with pytest.raises(ValueError, match=message):
+        check.targets("Y", y, 2)
+
+
+def test_a_column_of_labels_0_and_1_is_refused_as_a_vector_is():
+    with pytest.raises(ValueError, match="Y has labels 0 and 1"):
+        check.targets("Y", [[0], [1], [1]], 3)
+
+
+@pytest.mark.parametrize("y", [["a", "b"], [1j, 1], None])
+def test_targets_that_are_no_numbers(y):
+    with pytest.raises(TypeError, match="Y must be a real numeric array, not"):
+        check.targets("Y", y, 2)
+
+
+@pytest.mark.parametrize("y", [np.eye(2), [[1.0], [-1.0]]])
+def test_labels_are_one_a_point(y):
+    with pytest.raises(ValueError, match=r"Y must be one label a point, but its shape is \(2, \d"):
+        check.labels("Y", y, 2)
+
+
+def test_a_device_is_one_that_is_at_hand():
+    for name in ("cpu", torch.device("cpu"), "cpu:0"):
+        assert check.device(name).type == "cpu"
+    absent = "cuda" if not torch.cuda.is_available() else "cuda:99"
+    for name in ("gpu", absent, "", 3.5, [], np.ones(1)):
+        with pytest.raises(ValueError, match="is not at hand; use 'cpu', or 'cuda'") as error:
+            check.device(name)
+        assert str(error.value).startswith(f"device = {name!r} is not")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_at_hand():
+    assert check.device("cuda").type == check.device("cuda:0").type == "cuda"
 
 
 @pytest.mark.parametrize(

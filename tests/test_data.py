@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from book.measures import load_all
 from lib import data
-from lib.data import load, load_all, unit_rows
+from lib.data import load, unit_rows
 
 
 def idx(path, array):
@@ -177,8 +178,16 @@ def test_folder_of_two_classes_needs_no_names(photos):
             "class 'x' is not in 'digits'; choose from 0, 1, 2, 3, 4, 5, 6, 7, 8, 9$",
         ),
         ("photos:ant/dog", {}, "class 'dog' is not in 'photos'; choose from ant, bee, cat"),
-        ("photos", {}, "name = 'photos:' must name two classes as 'photos:ant/cat'; there are ant"),
-        ("digits:3", {}, "name = 'digits:3' must name two classes as 'digits:0/9'; there are 0, 1"),
+        (
+            "photos",
+            {},
+            "name = 'photos:' must name two .* as 'photos:ant/cat', or 'photos:all'; there are ant",
+        ),
+        (
+            "digits:3",
+            {},
+            "name = 'digits:3' must name two .* as 'digits:0/9', or 'digits:all'; there are 0, 1",
+        ),
         ("digits:3/3", {}, "class '3' is named twice in '3/3'; name each class once"),
         (
             "digits:3/8",
@@ -191,8 +200,12 @@ def test_folder_of_two_classes_needs_no_names(photos):
             "n_test = 80 needs 40 images of 3, but only 33",
         ),
         ("photos:ant/bee+cat", {"n_train": 26}, "n_train = 26 needs 13 images of ant, but only 12"),
-        ("digits", {"n_train": 7}, "n_train = 7 is odd; half of each label needs an even"),
-        ("digits", {"n_test": 7}, "n_test = 7 is odd"),
+        (
+            "digits",
+            {"n_train": 7},
+            "n_train = 7 does not give .* 2 labels; use a multiple of 2",
+        ),
+        ("digits", {"n_test": 7}, "n_test = 7 does not give as many"),
         ("digits", {"n_test": 0}, "n_test must be at least 2, not 0; choose a larger one"),
         ("digits", {"n_train": 2.5}, "n_train must be an integer, not 2.5"),
         ("digits", {"seed": -1}, "seed must be at least 0, not -1"),
@@ -327,6 +340,96 @@ def test_damaged_cifar10_is_not_said_to_be_missing(tmp_path, monkeypatch, no_net
     with pytest.raises(OSError, match="a file of cifar10 below .* is damaged .* delete it"):
         load("cifar10", n_train=2, n_test=2)
     assert no_network == []
+
+
+# --- more than two classes ------------------------------------------------------------------------
+
+
+def test_all_classes_are_one_hot_rows_less_their_mean():
+    from sklearn.datasets import load_digits
+
+    drawn, target = load("digits:all", n_train=300, n_test=100, seed=3), load_digits().target
+    assert drawn.classes == tuple("0123456789")
+    assert str(drawn) == "digits 0/1/2/3/4/5/6/7/8/9, n = 300, seed 3"
+    for Y, index, each in ((drawn.Y, drawn.index, 30), (drawn.Y_te, drawn.index_te, 10)):
+        assert Y.shape == (10 * each, 10) and Y.dtype == np.float64
+        np.testing.assert_array_equal(Y.argmax(axis=1), target[index])
+        np.testing.assert_array_equal(Y, np.eye(10)[target[index]] - 0.1)
+        np.testing.assert_allclose(Y.sum(axis=1), 0, atol=1e-15)
+        np.testing.assert_allclose(Y.sum(axis=0), 0, atol=1e-13)  # as many of each class
+        np.testing.assert_array_equal(np.bincount(target[index]), each)
+        assert len(set(target[index][:10])) < 10  # mixed, and not one of each in turn
+    assert len(set(drawn.index) | set(drawn.index_te)) == 400
+    again, other = (load("digits:all", n_train=300, n_test=100, seed=s) for s in (3, 4))
+    np.testing.assert_array_equal(drawn.Y, again.Y)
+    assert set(drawn.index) != set(other.index)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("digits:1/2/3", ("1", "2", "3")),
+        ("digits:0+1/2+3/4", ("0+1", "2+3", "4")),
+        ("photos:all", ("ant", "bee", "cat")),
+        ("photos: cat / ant / bee", ("cat", "ant", "bee")),
+    ],
+)
+def test_several_classes_and_groups_of_them(photos, name, classes):
+    from sklearn.datasets import load_digits
+
+    drawn, target = load(name, n_train=18, n_test=6), load_digits().target
+    assert drawn.classes == classes and drawn.Y.shape == (18, 3) and drawn.Y_te.shape == (6, 3)
+    np.testing.assert_allclose(drawn.Y.sum(axis=0), 0, atol=1e-14)
+    np.testing.assert_allclose(np.unique(drawn.Y), [-1 / 3, 2 / 3])
+    for row, index, file in zip(drawn.Y, drawn.index, drawn.files, strict=True):
+        group = classes[row.argmax()].split("+")
+        assert (Path(file).parent.name if file else str(target[index])) in group
+
+
+def test_two_classes_keep_their_signs_however_they_are_named(photos):
+    shutil.rmtree(photos / "cat")
+    drawn, named = (load(f"photos:{c}", n_train=8, n_test=4) for c in ("all", "ant/bee"))
+    assert drawn.classes == named.classes == ("ant", "bee")
+    np.testing.assert_array_equal(drawn.Y, named.Y)
+    np.testing.assert_array_equal(drawn.files, named.files)
+    assert drawn.Y.shape == (8,) and set(drawn.Y) == {-1, 1}
+
+
+def test_all_classes_of_mnist(mnist):
+    drawn = load("mnist:all", n_train=40, n_test=20)
+    np.testing.assert_array_equal(drawn.Y.argmax(axis=1), drawn.index % 10)
+    np.testing.assert_allclose(drawn.images[:, 0, 1] * 255, drawn.Y.argmax(axis=1) + 1)
+    assert [d.Y.ndim for d in load_all("mnist:all, mnist:4/9", n_train=20, n_test=20)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("digits:all", {"n_train": 55}, "n_train = 55 does not give as many .* each of 10 labels; "
+         "use a multiple of 10"),
+        ("digits:all", {"n_train": 50, "n_test": 15}, "n_test = 15 does not give .* of 10 labels"),
+        ("digits:all", {"n_train": 5}, "n_train must be at least 10, not 5; choose a larger one"),
+        ("digits:1/2/3", {"n_train": 20}, "n_train = 20 does not give .* of 3 labels; .* of 3"),
+        ("digits:1/2/3", {"n_train": 600, "n_test": 3}, "n_train = 600 needs 200 images of 1, but "
+         "only 182 are there; use n_train <= 546"),
+        ("digits:all", {"n_train": 1740, "n_test": 10}, "n_test = 10 needs 1 images of 8, but only "
+         "0 are left; choose a smaller n_train"),
+        ("digits:1/2/1", {}, "class '1' is named twice in '1/2/1'; name each class once"),
+        ("digits:1/2/x", {}, "class 'x' is not in 'digits'; choose from 0, 1, 2"),
+        ("digits:all/1", {}, "class 'all' is not in 'digits'"),
+    ],
+)  # fmt: skip
+def test_bad_request_of_several_classes(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, **settings)
+
+
+def test_a_class_named_all_is_a_class(root):
+    for c, name in enumerate(("all", "none")):
+        (root / "own" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (4, 5), (10 * c + 20, i, 7)).save(root / "own" / name / f"{i}.png")
+    assert load("own:all/none", n_train=4, n_test=2).classes == ("all", "none")
 
 
 # --- photos of other people -------------------------------------------------------------------

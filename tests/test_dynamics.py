@@ -14,6 +14,7 @@ from lib.data import load
 from lib.dynamics import Flow, exponential
 from lib.kernel import ntk
 from lib.ridge import Ridge
+from tests.cases import digits, labels, loss, powers, regressions, several, unit_points
 
 TIMES = (1e-3, 0.3, 5.0, 80.0, 3e3)
 
@@ -22,21 +23,20 @@ def train(K, Y, lam, k, t, without=()):
     """Predictions at time t of training without some points: a matrix exponential of what is left.
 
     The exponential of [[−A, Y], [0, 0]] t holds ∫₀ᵗ e^{−As} ds Y = A⁻¹(I − e^{−At})Y in its last
-    column, so nothing is inverted and λ = 0 is no special case.
+    columns, so nothing is inverted and λ = 0 is no special case.
     """
     keep = np.setdiff1d(np.arange(len(Y)), without)
-    n = len(keep)
-    block = np.zeros((n + 1, n + 1))
+    columns = Y.reshape(len(Y), -1)[keep]
+    n, c = columns.shape
+    block = np.zeros((n + c, n + c))
     block[:n, :n] = -K[np.ix_(keep, keep)] - lam * np.eye(n)
-    block[:n, n] = Y[keep]
-    return k[keep].T @ expm(t * block)[:n, n]
+    block[:n, n:] = columns
+    return k[keep].T @ expm(t * block)[:n, n:].reshape(n, *Y.shape[1:])
 
 
 @pytest.fixture(scope="module")
 def images():
-    """K, Y, k, y_te of 150 training and 40 test digits."""
-    data = load("digits:3/8", n_train=150, n_test=40)
-    return ntk(data.X), data.Y, ntk(data.X, data.X_te), data.Y_te
+    return digits()
 
 
 # --- the partial fractions --------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_number_of_pairs_is_bounded():
 # Unrolled: −k_i y_i ∫ e^{−(t−s)} (½ + ½ e^{−s}) ds = −k_i y_i (¼ + ¼ ln 2).
 
 
-def test_eq8_eq9_eq13_at_time_t_by_hand():
+def test_eq_8_eq_9_eq_13_at_time_t_by_hand():
     flow, t = Flow(0.5 * np.eye(2), [1.0, -1.0], lam=0.5), math.log(2)
     now = flow.influence([0.5, 0.25], [1.0], t)
     close = {"rtol": 0, "atol": 1e-13}
@@ -110,13 +110,11 @@ def test_what_no_eigenvector_of_the_kernel_sees_is_learnt_at_a_constant_rate():
     np.testing.assert_allclose(unrolled / now.f, [-t * (1 - one) / 2, t / 4], **close)
 
 
-
-
 # --- against training each submatrix ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])
-def test_eq9_every_point_at_time_t_against_matrix_exponentials(images, lam):
+def test_eq_9_every_point_at_time_t_against_matrix_exponentials(images, lam):
     K, Y, k, y_te = images
     flow = Flow(K, Y, lam)
     for t in TIMES:
@@ -125,11 +123,11 @@ def test_eq9_every_point_at_time_t_against_matrix_exponentials(images, lam):
         full = train(K, Y, lam, k, t)
         assert np.abs(now.f - full).max() < 1e-10, t
         assert np.abs(now.loo - truth).max() < 1e-10, t
-        influence = 0.5 * (truth - y_te) ** 2 - 0.5 * (full - y_te) ** 2
+        influence = loss(truth, y_te) - loss(full, y_te)
         assert np.abs(now.exact - influence).max() < 1e-10, t
 
 
-def test_eq9_control_the_rank_one_update_of_the_exponential_itself_fails(images):
+def test_eq_9_control_the_rank_one_update_of_the_exponential_itself_fails(images):
     # Eq 9 at time t with A⁻¹(I − e^{−At}) in place of Q: right only at the end
     K, Y, k, y_te = images
     flow, t = Flow(K, Y, 0.0), 5.0
@@ -139,7 +137,7 @@ def test_eq9_control_the_rank_one_update_of_the_exponential_itself_fails(images)
 
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])
-def test_eq9_groups_at_time_t_against_matrix_exponentials(images, lam):
+def test_eq_9_groups_at_time_t_against_matrix_exponentials(images, lam):
     K, Y, k, _ = images
     flow, rng = Flow(K, Y, lam), np.random.default_rng(0)
     groups = [rng.choice(150, size, replace=False) for size in (1, 2, 10, 75, 149)]
@@ -149,7 +147,7 @@ def test_eq9_groups_at_time_t_against_matrix_exponentials(images, lam):
     assert np.abs(flow.remove([np.arange(150)], k, 5.0)).max() < 1e-10
 
 
-def test_eq3_against_an_ode_solver(images):
+def test_eq_3_against_an_ode_solver(images):
     # dc/dt = Y − (K + λI)c, the flow of Eq 3 in the coefficients of the features
     K, Y, k, y_te = images
     for lam in (0.0, 1.0):
@@ -165,23 +163,15 @@ def test_eq3_against_an_ode_solver(images):
             assert np.abs(k[keep].T @ c - got).max() < 1e-10
 
 
-@st.composite
-def problems(draw):
-    """Random unit data with near-duplicates and duplicates, λ = 0 among the ridges, any time."""
-    n, d, t_e = draw(st.integers(2, 10)), draw(st.integers(2, 6)), 3
-    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
-    X = rng.standard_normal((n + t_e, d))
-    for i in range(draw(st.integers(0, 2))):
-        X[i + 1] = X[i] + draw(st.sampled_from([0.0, 1e-6, 0.1])) * rng.standard_normal(d)
-    X /= np.linalg.norm(X, axis=1, keepdims=True)
-    Y = np.clip(rng.standard_normal(n + t_e), -1, 1)
-    lam = draw(st.sampled_from([0.0, 1e-3, 1.0, 100.0]))
-    return ntk(X[:n]), Y[:n], lam, ntk(X[:n], X[n:]), Y[n:], 10.0 ** draw(st.floats(-6, 3))
+# near-duplicates and duplicates, and λ = 0 among the ridges
+PROBLEMS = regressions(
+    lams=st.sampled_from([0.0, 1e-3, 1.0, 100.0]), gaps=st.sampled_from([0.0, 1e-6, 0.1])
+)
 
 
-@given(problems())
-def test_eq9_at_time_t_for_any_data(problem):
-    K, Y, lam, k, y_te, t = problem
+@given(PROBLEMS, powers(-6, 3))
+def test_eq_9_at_time_t_for_any_data(problem, t):
+    K, Y, lam, k, y_te = problem
     flow = Flow(K, Y, lam)
     now = flow.influence(k, y_te, t)
     truth = np.array([train(K, Y, lam, k, t, [i]) for i in range(len(Y))])
@@ -190,6 +180,98 @@ def test_eq9_at_time_t_for_any_data(problem):
     assert np.abs(now.loo - truth).max() < tolerance
     pair = [[0, 1]]
     assert np.abs(flow.remove(pair, k, t) - train(K, Y, lam, k, t, pair[0])).max() < tolerance
+
+
+# --- several outputs ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[1, 2, 10])
+def outputs(request):
+    return several(request.param, 60, 20)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_eq_9_of_several_outputs_at_time_t_against_matrix_exponentials(outputs, lam):
+    (K, Y, k, y_te), groups = outputs, [3, [5, 7], range(40)]
+    flow = Flow(K, Y, lam)
+    for t in (0.3, 80.0):
+        now, full = flow.influence(k, y_te, t), train(K, Y, lam, k, t)
+        truth = np.array([train(K, Y, lam, k, t, [i]) for i in range(60)])
+        assert now.f.shape == y_te.shape and now.loo.shape == truth.shape
+        np.testing.assert_allclose(now.f, full, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(now.loo, truth, rtol=0, atol=1e-10)
+        expected = loss(truth, y_te) - loss(full, y_te)
+        np.testing.assert_allclose(now.exact, expected, rtol=0, atol=1e-10)
+        expected = [train(K, Y, lam, k, t, group) for group in groups]
+        np.testing.assert_allclose(flow.remove(groups, k, t), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+@pytest.mark.parametrize("t", [0.0, 0.3, 80.0, math.inf])
+def test_several_outputs_flow_as_single_ones(outputs, lam, t):
+    (K, Y, k, y_te), groups = outputs, [3, [5, 7], range(40)]
+    flow, alone = Flow(K, Y, lam), [Flow(K, y, lam) for y in Y.T]
+    now = flow.influence(k, y_te, t)
+    single = [one.influence(k, y, t) for one, y in zip(alone, y_te.T, strict=True)]
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    for name in ("exact", "T1", "T2", "ihvp", "unrolled"):
+        parts, found = np.array([getattr(one, name) for one in single]), getattr(now, name)
+        assert found.shape == (60, 20)
+        np.testing.assert_allclose(found, parts.sum(axis=0), **close)
+        if len(parts) > 1 and parts.any():  # control: their mean, and one of them
+            for wrong in (parts.mean(axis=0), parts[0]):
+                assert np.abs(found - wrong).max() > 0.1 * np.abs(found).max()
+    for name in ("f", "loo", "shift"):
+        parts = [getattr(one, name) for one in single]
+        np.testing.assert_allclose(getattr(now, name), np.stack(parts, axis=-1), **close)
+    for call in (
+        lambda flow: flow.beta(t),
+        lambda flow: flow.r(t),
+        lambda flow: flow.predict(k, t),
+        lambda flow: flow.remove(groups, k, t),
+    ):
+        expected = np.stack([call(one) for one in alone], axis=-1)
+        np.testing.assert_allclose(call(flow), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_eq_13_unrolled_of_several_outputs_tends_to_the_estimate_of_ridge_regression(outputs):
+    K, Y, k, y_te = outputs
+    late = Flow(K, Y, 1.0).influence(k, y_te, 1e6)
+    expected = Ridge(K, Y, 1.0).influence(k, y_te).ihvp
+    np.testing.assert_allclose(late.unrolled, expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(late.ihvp, expected, rtol=0, atol=1e-10)
+
+
+def test_control_a_sum_over_the_wrong_axis_is_seen():
+    # as many training points as test points as outputs, so that no shape tells
+    X, rng = unit_points(8, 6), np.random.default_rng(0)
+    flow = Flow(ntk(X[:4]), labels(rng, 4, 4), 0.3)
+    now = flow.influence(ntk(X[:4], X[4:]), labels(rng, 4, 4), 2.0)
+    shift, r = now.shift, now.r_te
+    np.testing.assert_allclose(now.T1, np.einsum("itc,tc->it", shift, r), rtol=1e-12)
+    alpha = flow.end.Q @ now.k
+    np.testing.assert_allclose(now.ihvp, alpha * np.einsum("ic,tc->it", flow.r(2.0), r), rtol=1e-12)
+    for right, wrong in (
+        (now.T1, np.einsum("itc,ct->it", shift, r)),
+        (now.T1, np.einsum("ict,tc->it", shift, r)),
+        (now.ihvp, alpha * np.einsum("ci,tc->it", flow.r(2.0), r)),
+        (now.unrolled, Flow(flow.K, flow.Y.T, 0.3).influence(now.k, now.y_te, 2.0).unrolled),
+    ):
+        assert np.abs(right - wrong).max() > 0.1 * np.abs(wrong).max()
+
+
+@pytest.mark.parametrize("t", [0.3, math.inf])
+def test_targets_of_any_size_and_kernels_of_any_scale(outputs, t):
+    K, Y, k, y_te = outputs
+    one = Flow(K, Y, 0.5).influence(k, y_te, t)
+    for scale in (1e3, 1e-6):
+        large = Flow(K, scale * Y, 0.5).influence(k, scale * y_te, t)
+        other = Flow(scale * K, Y, 0.5 * scale).influence(scale * k, y_te, t / scale)
+        for name in ("exact", "ihvp", "unrolled"):
+            expected = getattr(one, name)
+            room = {"rtol": 1e-9, "atol": 1e-11}
+            np.testing.assert_allclose(getattr(large, name) / scale**2, expected, **room)
+            np.testing.assert_allclose(getattr(other, name), expected, **room)
 
 
 # --- the two ends -----------------------------------------------------------------------------
@@ -229,7 +311,7 @@ def test_the_end_of_training_is_ridge_regression(images, lam):
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 @pytest.mark.parametrize("t", [0.1, 4.0, 100.0])
-def test_eq13_unrolled_is_the_derivative_in_the_weight_of_a_point(images, lam, t):
+def test_eq_13_unrolled_is_the_derivative_in_the_weight_of_a_point(images, lam, t):
     K, Y, k, y_te = images
     now = Flow(K, Y, lam).influence(k, y_te, t)
 
@@ -249,7 +331,7 @@ def test_eq13_unrolled_is_the_derivative_in_the_weight_of_a_point(images, lam, t
         assert np.abs(now.unrolled[i] - now.exact[i]).max() > 1e-8 or t < 1  # it is first order
 
 
-def test_eq13_taken_before_the_end_is_off_where_unrolled_is_not(images):
+def test_eq_13_taken_before_the_end_is_off_where_unrolled_is_not(images):
     K, Y, k, y_te = images
     flow = Flow(K, Y, 1.0)
     early = flow.influence(k, y_te, 0.01)
@@ -261,14 +343,14 @@ def test_eq13_taken_before_the_end_is_off_where_unrolled_is_not(images):
 # --- what influence shows ---------------------------------------------------------------------
 
 
-def test_fig6_the_nearest_image_is_the_most_influential_at_first_and_not_at_the_end(images):
+def test_fig_6_the_nearest_image_is_the_most_influential_at_first_and_not_at_the_end(images):
     K, Y, k, y_te = images
     flow, nearest = Flow(K, Y, 0.0), np.abs(k).argmax(axis=0)
     top = [np.abs(flow.influence(k, y_te, t).exact).argmax(axis=0) for t in (1e-6, 1e4)]
     assert (top[0] == nearest).all() and (top[1] != nearest).mean() > 0.3
 
 
-def test_fig7_noisy_points_gain_influence_and_lose_it_without_a_ridge():
+def test_fig_7_noisy_points_gain_influence_and_lose_it_without_a_ridge():
     curves = {0.0: [], 1.0: []}
     for seed in range(3):
         data = load("digits:0+2+4+6+8/1+3+5+7+9", n_train=300, n_test=200, seed=seed)
@@ -291,10 +373,10 @@ def test_fig7_noisy_points_gain_influence_and_lose_it_without_a_ridge():
 # --- duplicates and bad input -----------------------------------------------------------------
 
 
-def test_duplicates_without_ridge_train_but_have_no_end(points):
-    X = points(20, 4)
+def test_duplicates_without_ridge_train_but_have_no_end():
+    X = unit_points(20, 4)
     X[11] = X[3]
-    K, k, Y = ntk(X[:15]), ntk(X[:15], X[15:]), np.sign(points(15, 1)[:, 0])
+    K, k, Y = ntk(X[:15]), ntk(X[:15], X[15:]), np.sign(unit_points(15, 1)[:, 0])
     flow = Flow(K, Y, 0.0)
     assert np.abs(flow.influence(k, Y[:5], 9.0).loo[3] - train(K, Y, 0, k, 9.0, [3])).max() < 1e-10
     for call in (flow.beta, flow.r, lambda t: flow.remove([0], k, t)):
@@ -305,8 +387,8 @@ def test_duplicates_without_ridge_train_but_have_no_end(points):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_rounding_of_eigenvalues_is_that_of_the_scale_of_the_kernel(points, scale):
-    K = scale * ntk(np.repeat(points(20, 4), 2, axis=0))  # eigenvalues 0, up to rounding
+def test_rounding_of_eigenvalues_is_that_of_the_scale_of_the_kernel(scale):
+    K = scale * ntk(np.repeat(unit_points(20, 4), 2, axis=0))  # eigenvalues 0, up to rounding
     assert np.linalg.eigvalsh(K)[0] < 0 <= Flow(K, np.ones(40), 0.0).mu.min()
     with pytest.raises(ValueError, match="K is not positive semidefinite"):
         Flow(K - 1e-9 * scale * np.eye(40), np.ones(40), 0.0)
@@ -323,6 +405,10 @@ def test_bad_time(t):
 
 def test_bad_input():
     flow = Flow(np.eye(2), [1, -1], 1)
+    with pytest.raises(ValueError, match=r"y_te has shape \(1, 2\), but the predictions have"):
+        flow.influence([0.5, 0.25], [[1.0, -1.0]], 1.0)
+    with pytest.raises(ValueError, match=r"y_te has shape \(1,\), but the predictions have"):
+        Flow(np.eye(2), np.eye(2), 1).influence([0.5, 0.25], [1.0], 1.0)
     with pytest.raises(ValueError, match=r"k has shape \(3, 1\), but there are 2 training points"):
         flow.predict(np.ones((3, 1)), 1.0)
     with pytest.raises(ValueError, match="y_te has 2 entries, but there are 1 points"):
@@ -354,8 +440,8 @@ def test_groups_that_are_none(t):
         flow.remove([], [0.5, 0.5], t)
 
 
-def test_a_flow_stays_as_it_was_made(points):
-    X, Y = points(20, 5), np.linspace(-1, 1, 15)
+def test_a_flow_stays_as_it_was_made():
+    X, Y = unit_points(20, 5), np.linspace(-1, 1, 15)
     K, k, y_te = ntk(X[:15]), ntk(X[:15], X[15:]), np.ones(5)
     flow, copy = Flow(K, Y, 0.5), k.copy()
     moments = [flow.influence(k, y_te, t) for t in (2.0, math.inf)]
@@ -378,7 +464,7 @@ def test_flow_and_moment_say_shapes_and_settings():
     flow = Flow(np.eye(2) / 2, [1, -1], 0.25)
     now = flow.influence([0.5, 0.25], [1.0], t=math.inf)
     assert str(flow) == repr(flow) == "Flow: n = 2, lam = 0.25"
-    assert str(now) == repr(now) == "Moment: n = 2, t_e = 1, t = inf, lam = 0.25"
+    assert str(now) == repr(now) == "Influence: n = 2, t_e = 1, t = inf, lam = 0.25"
 
 
 def test_labels_0_and_1_are_refused():
@@ -392,8 +478,9 @@ def test_whole_floats_count():
     np.testing.assert_array_equal(exponential(5.0), exponential(5))
 
 
-def test_negative_strides_change_nothing(points):
-    K, k, Y = ntk(points(12, 4)), ntk(points(12, 4), points(3, 4, 1)), np.linspace(-1, 1, 12)
+def test_negative_strides_change_nothing():
+    X, Y = unit_points(12, 4), np.linspace(-1, 1, 12)
+    K, k = ntk(X), ntk(X, unit_points(3, 4, 1))
     y_te = np.array([1.0, -1.0, 0.5])
     there = Flow(K, Y, 0.1).influence(k, y_te, 2.0).exact
     back = Flow(K[::-1, ::-1], Y[::-1], 0.1).influence(k[::-1, ::-1], y_te[::-1], 2.0).exact

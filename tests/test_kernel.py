@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from lib.data import unit_rows
 from lib.kernel import NEAR, ntk
-
-EPS = np.finfo(float).eps
+from tests.cases import EPS, unit_points
 
 
 def naive(X, X2):
@@ -46,14 +45,14 @@ def relative_error(kernel, x, Y):
         (180, 0),  # u = −1: −(π − π)/2π
     ],
 )
-def test_eq4_by_hand(degrees, value):
+def test_eq_4_by_hand(degrees, value):
     t = np.radians(degrees)
     K = ntk(np.array([[1.0, 0.0], [np.cos(t), np.sin(t)]]))
     assert K[0, 0] == K[1, 1] == 0.5
     assert K[0, 1] == K[1, 0] == pytest.approx(value, abs=2 * EPS)
 
 
-def test_eq4_against_quadrature_of_its_definition():
+def test_eq_4_against_quadrature_of_its_definition():
     # E[x·x' 1{w·x > 0} 1{w·x' > 0}]: only the direction of w in the plane of x, x' matters, and it
     # is uniform. The midpoint rule errs by at most one cell at each of the four ends: 4/N.
     N = 200_000
@@ -68,7 +67,7 @@ def test_eq4_against_quadrature_of_its_definition():
 
 
 @pytest.mark.parametrize("side", [1, -1])
-def test_eq4_keeps_its_digits_near_duplicates_and_antipodes(side):
+def test_eq_4_keeps_its_digits_near_duplicates_and_antipodes(side):
     # Pairs about an axis have unit norm to better than their distance δ times √eps. The dot product
     # errs by (d + 2) eps/2, hence K near u = −1, where K ≈ −δ/2π and dK/K = du/δ², by at most
     # (d + 2) eps/(4 NEAR) before the chords take over.
@@ -82,10 +81,10 @@ def test_eq4_keeps_its_digits_near_duplicates_and_antipodes(side):
 
 
 @pytest.mark.parametrize("side", [1, -1])
-def test_eq4_keeps_its_digits_for_pairs_in_any_direction(points, side):
+def test_eq_4_keeps_its_digits_for_pairs_in_any_direction(side):
     # Rounding leaves ‖x‖ − ‖y‖ = ν of order eps, which lengthens a chord δ to √(δ² + ν²).
     d = 784
-    x, z = points(2, d)
+    x, z = unit_points(2, d)
     z -= (z @ x) * x
     for distance in 10.0 ** -np.arange(1, 15):
         y = x + distance * z / np.linalg.norm(z)
@@ -97,8 +96,8 @@ def test_eq4_keeps_its_digits_for_pairs_in_any_direction(points, side):
         assert relative_error(ntk, x, y[None]) <= tolerance, distance
 
 
-def test_eq4_duplicates_are_one_half_and_antipodes_zero_exactly(points):
-    X = points(5, 40)
+def test_eq_4_duplicates_are_one_half_and_antipodes_zero_exactly():
+    X = unit_points(5, 40)
     np.testing.assert_array_equal(ntk(np.r_[X, X]).diagonal(5), 0.5)
     np.testing.assert_array_equal(ntk(X, X).diagonal(), 0.5)
     np.testing.assert_array_equal(ntk(X, -X).diagonal(), 0)
@@ -106,8 +105,8 @@ def test_eq4_duplicates_are_one_half_and_antipodes_zero_exactly(points):
 
 
 @given(n=st.integers(1, 40), d=st.integers(1, 30), seed=st.integers(0, 9), block=st.integers(1, 50))
-def test_eq4_matrix_is_symmetric_bounded_and_the_same_in_blocks(points, n, d, seed, block):
-    X = points(n, d, seed)
+def test_eq_4_matrix_is_symmetric_bounded_and_the_same_in_blocks(n, d, seed, block):
+    X = unit_points(n, d, seed)
     X[-1] = X[0]
     K = ntk(X, block=block)
     np.testing.assert_array_equal(K, K.T)
@@ -123,22 +122,21 @@ def test_eq4_matrix_is_symmetric_bounded_and_the_same_in_blocks(points, n, d, se
 
 
 @pytest.mark.parametrize("scale", [1, 1e-3])
-def test_eq4_when_all_pairs_are_near(points, scale):
-    X = 1 + scale * points(60, 8)
-    X /= np.linalg.norm(X, axis=1, keepdims=True)
+def test_eq_4_when_all_pairs_are_near(scale):
+    X = unit_rows(1 + scale * unit_points(60, 8))
     expected = np.array([[float(precise(x, y)) for y in X[:5]] for x in X])
     np.testing.assert_allclose(ntk(X)[:, :5], expected, rtol=1e-14)
 
 
-def test_eq4_more_than_d_antipodal_pairs_make_it_singular(points):
-    X = points(4, 3)
+def test_eq_4_more_than_d_antipodal_pairs_make_it_singular():
+    X = unit_points(4, 3)
     below, above = (np.linalg.eigvalsh(ntk(np.r_[X[:p], -X[:p]])).min() for p in (3, 4))
     assert below > 1e-6 and abs(above) < 1e-15
 
 
-def test_single_precision_error(points):
-    X = points(200, 50)
-    X[100:] = X[:100] + 1e-4 * points(100, 50, 1)
+def test_single_precision_error():
+    X = unit_points(200, 50)
+    X[100:] = X[:100] + 1e-4 * unit_points(100, 50, 1)
     X /= np.linalg.norm(X, axis=1, keepdims=True)
     K, K32 = ntk(X), ntk(X, dtype="float32")
     assert K32.dtype == np.float32 and (K32 == K32.T).all() and (K32.diagonal() == 0.5).all()
@@ -149,8 +147,8 @@ def test_single_precision_error(points):
     assert cast > 5 * eps  # control: the arccosine loses half of the digits of single precision
 
 
-def test_arrays_and_tensors_in_any_layout(points):
-    X, X2 = points(9, 6), points(4, 6, 1)
+def test_arrays_and_tensors_in_any_layout():
+    X, X2 = unit_points(9, 6), unit_points(4, 6, 1)
     for dtype in ("float64", "float32"):
         K = ntk(torch.from_numpy(X), torch.from_numpy(X2), dtype=dtype)
         assert isinstance(K, torch.Tensor) and K.dtype == getattr(torch, dtype)
@@ -164,8 +162,8 @@ def test_arrays_and_tensors_in_any_layout(points):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_other_devices(points):
-    X = torch.from_numpy(points(300, 20))
+def test_other_devices():
+    X = torch.from_numpy(unit_points(300, 20))
     K = ntk(X.cuda())
     assert K.is_cuda
     np.testing.assert_allclose(K.cpu(), ntk(X), rtol=0, atol=1e-14)
@@ -195,8 +193,8 @@ def test_bad_input(arguments, settings, message):
         ntk(*arguments, **settings)
 
 
-def test_arrays_of_any_strides_locked_or_of_low_precision(points, recwarn):
-    X = points(9, 4)
+def test_arrays_of_any_strides_locked_or_of_low_precision(recwarn):
+    X = unit_points(9, 4)
     K = ntk(X)
     np.testing.assert_allclose(ntk(X[::-1])[::-1, ::-1], K, atol=8 * EPS)
     locked = np.broadcast_to(X, X.shape)

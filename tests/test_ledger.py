@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import ledger
-from lib.ledger import (
+from book import ledger
+from book.ledger import (
     COLUMNS,
     claim,
     collect,
@@ -70,12 +70,13 @@ def test_on_other_data_what_was_found_may_fail_and_a_theorem_may_not(shown, monk
         kind("Fig 5", "extremes lead", "n = 2", fails, "< 1")
     monkeypatch.delenv(ledger.VARIABLE)
     kind("Fig 5", "extremes lead", "n = 2", fails, "< 1")
-    row = shown[0]["metadata"]["ledger"]
+    shown.pop(0)  # of the one that raised
+    (row,) = shown[0]["metadata"]["ledger"]
     assert row["holds"] is False and row["kind"] == {finding: "finding", refute: "control"}[kind]
     assert all("does not hold on these data" in text for text in shown[0]["data"].values())
     assert all("✗" in text and "✓" not in text for text in shown[0]["data"].values())
     kind("Fig 5", "extremes lead", "n = 2", np.float64("nan"), "< 1")  # a record for JSON, too
-    assert shown[1]["metadata"]["ledger"]["holds"] is False
+    assert shown[1]["metadata"]["ledger"][0]["holds"] is False
     with pytest.raises(AssertionError):
         claim("Thm 3", "a bound", "n = 2", 1, "< 1")
 
@@ -83,20 +84,20 @@ def test_on_other_data_what_was_found_may_fail_and_a_theorem_may_not(shown, monk
 @pytest.mark.parametrize(("measured", "expected"), HOLD)
 def test_a_claim_that_holds_is_recorded_and_its_control_raises(shown, measured, expected):
     claim("Eq 9", "all pairs", "n = 2", measured, expected)
-    assert [set(o["metadata"]["ledger"]) for o in shown] == [set(COLUMNS)]
-    assert shown[0]["metadata"]["ledger"]["holds"] is True
+    assert [set(row) for o in shown for row in o["metadata"]["ledger"]] == [set(COLUMNS)]
+    assert shown[0]["metadata"]["ledger"][0]["holds"] is True
     with pytest.raises(AssertionError, match=r"✗ Eq 9 · control: all pairs · n = 2 · measured"):
         refute("Eq 9", "all pairs", "n = 2", measured, expected)
-    assert len(shown) == 1
+    assert '<details class="checks fails" open>' in shown[1]["data"]["text/html"]
 
 
 @pytest.mark.parametrize(("measured", "expected"), FAIL)
 def test_a_claim_that_fails_raises_and_its_control_is_recorded(shown, measured, expected):
     with pytest.raises(AssertionError, match=r"✗ Eq 9 · all pairs · n = 2 · measured .* expected"):
         claim("Eq 9", "all pairs", "n = 2", measured, expected)
-    assert shown == []
+    assert shown.pop()["metadata"]["ledger"][0]["holds"] is False
     refute("Eq 9", "all pairs", "n = 2", measured, expected)
-    record = shown[0]["metadata"]["ledger"]
+    (record,) = shown[0]["metadata"]["ledger"]
     assert record["claim"] == "control: all pairs" and record["expected"] == f"not {expected}"
 
 
@@ -105,7 +106,7 @@ def test_a_claim_that_fails_raises_and_its_control_is_recorded(shown, measured, 
 def test_nan_neither_holds_nor_refutes(shown, record, expected):
     with pytest.raises(AssertionError, match="measured nan"):
         record("Eq 4", "a number", "n = 2", float("nan"), expected)
-    assert shown == []
+    assert shown[0]["metadata"]["ledger"][0]["holds"] is False
 
 
 @pytest.mark.parametrize("record", [claim, refute])
@@ -139,7 +140,7 @@ def test_records_are_collected_in_order_with_their_section(shown, tmp_path):
     assert records[0]["measured"] == "1.23" and all(r["holds"] for r in records)
     page = table(records).data
     assert "".join(f"<th>{name}</th>" for name in COLUMNS) in page
-    assert page.count("<tr>") == 4 and '<a href="02-b.html#eq-4">Eq 4</a>' in page
+    assert page.count("<tr") == 4 and '<a href="02-b.html#eq-4">Eq 4</a>' in page
     assert "n &lt; 3 &amp; more" in page and "n < 3" not in page
 
 
@@ -152,25 +153,42 @@ def test_rows_that_do_not_hold_are_marked(shown, monkeypatch, tmp_path):
     head, first, second = page.split("<tr")[1:]
     assert "<th>kind</th>" in head and "<td>finding</td>" in first
     assert "fails" not in first and "✗" not in first
-    assert second.startswith(' class="fails"') and "<td>✗</td>" in second
+    assert second.startswith(' class="fails" data-kind="finding"') and "<td>✗</td>" in second
 
 
 def test_what_a_page_shows_is_escaped(shown):
     claim("Eq 4", "a < b", "n & m", 0.5, "<= 1")
     data = shown[0]["data"]
-    assert data["text/plain"] == "✓ Eq 4 · a < b · n & m · measured 0.5, expected <= 1"
-    assert data["text/html"].startswith("<div>✓ <b>Eq 4</b> a &lt; b <i>(n &amp; m)</i>: ")
+    assert data["text/plain"].splitlines() == [
+        "✓ 1 check holds",
+        "✓ Eq 4 · a < b · n & m · measured 0.5, expected <= 1",
+    ]
     assert "a &lt; b" in data["text/html"] and "n &amp; m" in data["text/html"]
+
+
+def test_the_rows_of_a_cell_are_one_line_that_opens_to_a_table():
+    def row(kind, setting, holds=True):
+        return ledger.Row("Eq 4", "c", "1", "> 0", holds, setting, kind)
+
+    many = [row("control", "n = 2"), row("claim", "n = 2"), row("finding", "n = 3")]
+    block = ledger.Block(many)
+    assert block.line == "✓ 2 checks and 1 control hold"
+    page = block._repr_mimebundle_()["text/html"]
+    assert page.count("n = 2") == page.count("n = 3") == 1  # each setting said once
+    assert "open" not in page and page.index("n = 2") < page.index("controls") < page.index("n = 3")
+    failing = ledger.Block([*many, row("finding", "n = 2", holds=False)])
+    assert failing.line == "✗ 1 of 3 checks and 1 control does not hold"
+    assert '<details class="checks fails" open>' in failing._repr_mimebundle_()["text/html"]
 
 
 def test_counts_are_shown_in_full(shown):
     claim("Eq 4", "pairs", "n = 2", 93_100, "> 0")
     refute("Eq 4", "pairs", "n = 2", 1234.5, "== 0")
-    assert "measured <b>93100</b>, expected &gt; 0<" in shown[0]["data"]["text/html"]
-    assert "measured <b>1.23e+03</b>, expected not = 0<" in shown[1]["data"]["text/html"]
+    assert "measured 93100, expected &gt; 0<" in shown[0]["data"]["text/html"]
+    assert "measured 1.23e+03, expected not = 0<" in shown[1]["data"]["text/html"]
     for count, text in ((10**9 - 1, "999999999"), (10**9, "1e+09")):
         claim("Eq 4", "pairs", "n = 2", count, "> 0")
-        assert shown[-1]["metadata"]["ledger"]["measured"] == text
+        assert shown[-1]["metadata"]["ledger"][0]["measured"] == text
 
 
 def test_a_folder_without_notebooks(tmp_path):

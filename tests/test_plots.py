@@ -9,7 +9,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from lib import plots  # noqa: E402
+from book import plots  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from book.ledger import collect
 from lib import data, product
+from lib.descent import gradient_descent
 from lib.kernel import ntk
-from lib.ledger import collect
+from lib.newton import newton
+from lib.problem import Problem
 from lib.ridge import Ridge
-from lib.train import Problem, gradient_descent, newton
 
 RECORDS = "book/records"
 
@@ -56,7 +58,7 @@ def test_table_1_records_come_out_again(name, request):
     d = images(first.data, int(first.n), int(first.seed))
     inf = Ridge(ntk(d.X), d.Y, first.lam).influence(ntk(d.X, d.X_te), d.Y_te)
     problem = Problem(d.X, d.Y, d.X_te, **settings(first))
-    begin = newton(problem, settle=0)
+    begin = newton(problem, settle_steps=0)
     f = newton(problem, start=begin).f_te
     for row in rows.itertuples():
         assert row.ntk == pytest.approx(inf.exact[row.row, row.column], rel=1e-4)
@@ -68,7 +70,7 @@ def test_table_1_records_come_out_again(name, request):
         assert row.retrained == pytest.approx(I[row.column], abs=within)
 
 
-def test_eq3_chatter_of_kinks_stops_no_descent_of_the_default_step():
+def test_eq_3_chatter_of_kinks_stops_no_descent_of_the_default_step():
     d = images("mnist 4/9", 60, 0)
     p = Problem(d.X, d.Y, d.X_te, lam=1.0, m=512, kappa=0.003, seed=1)
     assert gradient_descent(p, steps=400).iterations == 400
@@ -79,7 +81,7 @@ def shift(d, point: int, dtype: str, Z0=None) -> tuple:
     p = Problem(d.X, d.Y, d.X_te, lam=1.0, m=4000, kappa=0.1, seed=0, dtype=dtype)
     for Z, given in zip((p.Z0, p.Z0_te), Z0 or (), strict=False):
         Z.copy_(given)
-    begin = newton(p, settle=0)
+    begin = newton(p, settle_steps=0)
     f = newton(p, start=begin, remove=point).f_te - newton(p, start=begin).f_te
     return f, (p.Z0, p.Z0_te)
 
@@ -92,7 +94,7 @@ def shift(d, point: int, dtype: str, Z0=None) -> tuple:
         ("cifar10-subset airplane/automobile", 400, 0.02),
     ],
 )
-def test_eq7_the_shift_of_a_removal_is_free_of_arithmetic_noise(label, n, bar, monkeypatch):
+def test_eq_7_the_shift_of_a_removal_is_free_of_arithmetic_noise(label, n, bar, monkeypatch):
     d = images(label, n, 0)
     inf = Ridge(ntk(d.X), d.Y, 1.0).influence(ntk(d.X, d.X_te), d.Y_te)
     point = int(np.abs(inf.exact).mean(axis=1).argmax())

@@ -22,11 +22,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "book"))
-import chapters  # noqa: E402
-import sweep  # noqa: E402
+from book import chapters, sweep
+from tests import mutants
 
+ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -69,6 +68,43 @@ def test_every_import_is_declared():
                     assert owners & declared, f"{path.name} imports {top}, not in pyproject.toml"
 
 
+# what the book needs and the library does not
+OF_THE_BOOK = ["IPython", "pandas", "seaborn", "matplotlib", "nbformat", "papermill"]
+
+
+def loaded(*modules: str) -> dict[str, list[str]]:
+    """Import modules one by one in a fresh process; what of the book each has loaded."""
+    program = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+    print(name, *sorted(set({OF_THE_BOOK}) & set(sys.modules)))"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+
+
+def test_no_module_of_the_library_loads_what_only_the_book_needs():
+    others = sorted(f"lib.{p.stem}" for p in ROOT.glob("lib/*.py") if p.stem != "__init__")
+    *found, control = loaded("lib", "lib.ridge", *others, "book.plots").items()
+    assert {"lib.ridge", "lib.retrain", "lib.data"} <= dict(found).keys()
+    assert not any(what for _, what in found), found
+    assert {"matplotlib", "seaborn"} <= set(control[1])
+
+
+def test_folders_of_the_same_name_where_one_works_hide_no_package(tmp_path):
+    for name in ("lib", "book"):
+        (tmp_path / name).mkdir()
+    program = "import lib.ridge, book.measures; print(lib.__file__, book.__file__, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True, check=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},  # as it is installed
+    )  # fmt: skip
+    for path, name in zip(map(Path, done.stdout.splitlines()), ("lib", "book"), strict=True):
+        assert path.parts[-2:] == (name, "__init__.py") and not path.is_relative_to(tmp_path)
+
+
 # --- notebooks --------------------------------------------------------------------------------
 
 
@@ -90,7 +126,7 @@ def tags(cell) -> set:
 def test_notebooks_are_the_chapters():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = {c["file"] for part in toc["parts"] for c in part["chapters"]}
-    assert NOTEBOOKS and {f"book/{p.stem}" for p in NOTEBOOKS} <= listed
+    assert NOTEBOOKS and {f"book/{p.stem}" for p in NOTEBOOKS} <= listed | {toc["root"]}
     assert all(list(ROOT.glob(f"{file}.*")) for file in listed | {toc["root"]})
 
 
@@ -116,7 +152,7 @@ def test_stored_outputs_are_of_one_clean_run(path, code, tmp_path):
 
 def test_chapter_records_claims_that_hold(path, code):
     records = [
-        o.metadata["ledger"] for c in code for o in c.outputs if "ledger" in o.get("metadata", {})
+        row for c in code for o in c.outputs for row in o.get("metadata", {}).get("ledger", [])
     ]
     assert records or path.stem == "ledger"
     assert all(record["holds"] for record in records)
@@ -367,7 +403,7 @@ def test_sweep_plans_what_the_images_allow(tmp_path, capsys, no_network, monkeyp
 
 
 def test_sweep_records_what_holds_where_and_does_nothing_twice(tmp_path):
-    body = """from lib.ledger import claim, finding, refute
+    body = """from book.ledger import claim, finding, refute
 claim("Thm 3", "a bound", f"{datasets}, λ = {lam:g}", 0.25 * lam, "< 1")
 for k in range(2):
     finding("Fig 5", f"group {k} leads", f"{datasets}, λ = {lam:g}", seed + k, "<= 5")
@@ -429,7 +465,7 @@ def rows() -> list[tuple[str, str, str]]:
     cells = [
         re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")
     ]
-    return [tuple(row) for row in cells if len(row) == 3 and "`lib." in row[1]]
+    return [tuple(row) for row in cells if len(row) == 3 and re.search("`(lib|book)[.]", row[1])]
 
 
 def test_readme_has_the_table():
@@ -441,17 +477,14 @@ def test_readme_has_the_table():
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0].strip())
 def test_readme_row_is_true(row):
     items = re.findall(r"\b(?:Eq|Thm|Prop|Def|Fig|Table) \d+", row[0])
-    functions = re.findall(r"`(lib\.[\w.]+)", row[1])
+    functions = re.findall(r"`((?:lib|book)\.[\w.]+)", row[1])
     pages = re.findall(r"book/([\w-]+)\.(?:ipynb|html|md)#([\w-]+)", row[2])
     assert items and functions and pages, "a row names its items, functions and pages with anchors"
     docs = "\n".join(documentation(name) for name in functions)
-    tests = "\n".join(
-        re.findall(r"def (test_\w+)", "\n".join(p.read_text() for p in ROOT.glob("tests/*.py")))
-    )
     for item in items:
         assert names(item, docs), f"no docstring of {functions} contains {item}"
-        wanted = item.lower().replace(" ", "_?")
-        assert re.search(rf"_{wanted}(?!\d)", tests), f"no test is named after {item}"
+        wanted = item.lower().replace(" ", "_")
+        assert re.search(rf"_{wanted}(?!\d)", names_of_tests()), f"no test is named after {item}"
     for page, anchor in pages:
         found = (*ROOT.glob(f"book/{page}.ipynb"), *ROOT.glob(f"book/{page}.md"))
         assert found, f"there is no page book/{page}"
@@ -461,10 +494,26 @@ def test_readme_row_is_true(row):
         assert re.search(rf"^\({label}\)=$|^:label: {label}$|\$\$ ?\({label}\)", text, re.M), label
 
 
+def names_of_tests() -> str:
+    """The names of all tests, a line each."""
+    sources = "\n".join(p.read_text(encoding="utf-8") for p in ROOT.glob("tests/*.py"))
+    return "\n".join(re.findall(r"def (test_\w+)", sources))
+
+
+def test_names_of_tests_write_an_item_in_one_way():
+    assert not re.findall(r".*_(?:eq|thm|prop|def|fig|table)\d.*", names_of_tests())  # but eq_9
+
+
+def test_mutants_without_a_difference_are_mutants_of_the_library():
+    there = {name for file in ROOT.glob("lib/*.py") for name, _ in mutants.mutants(file.stem)}
+    listed = mutants.rows(mutants.EQUIVALENT)
+    assert listed and not set(listed) - there, "tests/equivalent.csv has names that are gone"
+
+
 def documentation(name: str) -> str:
     """The docstring of `lib.module`, `lib.module.function` or `lib.module.Class.method`."""
-    module, *attributes = name.removeprefix("lib.").split(".")
-    found = importlib.import_module(f"lib.{module}")
+    package, module, *attributes = name.split(".")
+    found = importlib.import_module(f"{package}.{module}")
     for attribute in attributes:
         found = getattr(found, attribute)
     return found.__doc__ or ""

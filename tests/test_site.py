@@ -14,7 +14,12 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+import numpy as np
 import pytest
+
+from lib.data import load
+from lib.kernel import ntk
+from lib.ridge import Ridge
 
 SITE = Path(os.environ.get("SITE", Path(__file__).parents[1] / "_build" / "html"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -176,3 +181,45 @@ def test_nothing_is_wider_than_a_phone(on_a_phone):
 def test_no_equation_is_cut(pages, on_a_phone):
     assert not told(pages, "cut")
     assert not told(on_a_phone, "cut")
+
+
+# what the explorer of a page shows for each test image at each stop of its slider
+DRIVE = """
+const explorer = document.querySelector('.explorer'), slider = explorer.querySelector('input');
+const buttons = [...explorer.querySelectorAll('.choices button')];
+const rows = side => [...side.querySelectorAll('li')].map(li =>
+  [li.dataset.row, li.dataset.exact, li.dataset.estimate].map(Number));
+const shown = [];
+for (let stop = 0; stop <= Number(slider.max); stop++) {
+  slider.value = stop;
+  slider.dispatchEvent(new Event('input'));
+  for (const button of buttons) {
+    button.click();
+    const column = Number(button.getAttribute('aria-label').match(/test image (\\d+)/)[1]);
+    const value = explorer.querySelector('output').textContent;
+    shown.push([value, column, ...[...explorer.querySelectorAll('.side')].map(rows)]);
+  }
+}
+return shown;
+"""
+
+
+def test_the_explorer_shows_what_the_library_computes(root, browser):
+    (page,) = SITE.rglob("intro.html")
+    browser.get(root + page.relative_to(SITE).as_posix())
+    shown = browser.execute_script(DRIVE)
+    assert len(shown) == 13 * 8
+    if "SITE" in os.environ:  # a site of other images
+        return
+    d = load("digits:3/8", n_train=200, n_test=100)
+    K, k = ntk(d.X), ntk(d.X, d.X_te)
+    influences = {}
+    for value, j, helped, hurt in shown:
+        if value not in influences:
+            influences[value] = Ridge(K, d.Y, float(value)).influence(k, d.Y_te)
+        exact, ihvp = influences[value].exact[:, j], influences[value].ihvp[:, j]
+        for side, order in ((helped, np.argsort(-exact)), (hurt, np.argsort(exact))):
+            assert [row for row, *_ in side] == order[:4].tolist()
+            np.testing.assert_allclose([x for _, x, _ in side], exact[order[:4]], rtol=1e-3)
+            np.testing.assert_allclose([x for *_, x in side], ihvp[order[:4]], rtol=1e-3)
+    assert len(influences) == 13

@@ -6,8 +6,8 @@ book's own data, and `refute` for controls, wrong formulas that must fail there.
 two may fail: that is a fact about the data, so they become rows that do not hold. Where the
 environment variable NTK_FINDINGS is "raise", as in the book's own builds, they stop the run too.
 
-A record lives in the output of the cell that made it, so a notebook carries its own records and a
-new run replaces them. `collect` reads them back, with the section each belongs to.
+The rows of a cell live in its output, as one line that opens to a table. So a notebook carries its
+own rows, and a new run replaces them. `collect` reads them back, with the section each belongs to.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import HTML, display
 
 COLUMNS = ("item", "claim", "measured", "expected", "holds", "setting", "kind")
@@ -36,7 +37,7 @@ _TESTS = {
 
 
 @dataclass(frozen=True)
-class Record:
+class Row:
     """One row of the ledger: what the paper says, where it was tried and what came out."""
 
     item: str
@@ -55,15 +56,73 @@ class Record:
             f"measured {self.measured}, expected {self.expected}{other}"
         )
 
+    @property
+    def html(self) -> str:
+        """The row of a table: mark, item, claim, measured, expected."""
+        other = "" if self.holds else " <b>does not hold on these data</b>"
+        cells = [
+            "✓" if self.holds else "✗", f"<b>{_page(self.item)}</b>", _page(self.claim) + other,
+            f"measured {_page(self.measured)}, expected {_page(self.expected)}",
+        ]  # fmt: skip
+        start = "<tr>" if self.holds else '<tr class="fails">'
+        return start + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+class Block:
+    """The rows of a cell: one line that says how many hold, and opens to a table of them."""
+
+    def __init__(self, rows: list[Row]):
+        self.rows = rows
+        self.checks = [row for row in rows if row.kind != "control"]
+        self.controls = [row for row in rows if row.kind == "control"]
+
+    @property
+    def line(self) -> str:
+        """For instance "✓ 12 checks and 6 controls hold"."""
+        parts = ((self.checks, "check"), (self.controls, "control"))
+        words = [f"{len(rows)} {name}{'s' * (len(rows) > 1)}" for rows, name in parts if rows]
+        failing = sum(not row.holds for row in self.rows)
+        if failing:
+            verb = "does" if failing == 1 else "do"
+            return f"✗ {failing} of {' and '.join(words)} {verb} not hold"
+        return f"✓ {' and '.join(words)} hold{'s' * (len(self.rows) == 1)}"
+
+    def __repr__(self) -> str:
+        return "\n".join([self.line, *map(str, self.rows)])
+
     def _repr_mimebundle_(self, include=None, exclude=None):
-        mark = "✓" if self.holds else "✗"
-        cells = {name: _page(value) for name, value in asdict(self).items()}
-        cells["other"] = "" if self.holds else " <b>does not hold on these data</b>"
+        failing = not all(row.holds for row in self.rows)
+        tables = []
+        for setting in dict.fromkeys(row.setting for row in self.rows):
+            tables.append(f"<tbody><tr><th colspan=4>{_page(setting)}</th></tr>")
+            tables += [row.html for row in self.checks if row.setting == setting]
+            controls = [row.html for row in self.controls if row.setting == setting]
+            if controls:
+                tables.append(
+                    "<tr><td colspan=4><i>controls, which must fail their check</i></td></tr>"
+                )
+            tables += [*controls, "</tbody>"]
         page = (
-            '<div>{mark} <b>{item}</b> {claim} <i>({setting})</i>: <span class="bound">'
-            "measured <b>{measured}</b>, expected {expected}</span>{other}</div>"
+            f'<details class="checks{" fails" * failing}"{" open" * failing}>'
+            f"<summary>{self.line}</summary>"
+            f'<table class="dataframe checks">{"".join(tables)}</table></details>'
         )
-        return {"text/plain": str(self), "text/html": page.format(mark=mark, **cells)}
+        return {"text/plain": repr(self), "text/html": page}
+
+
+_waiting: list[Row] = []  # the rows of the cell that runs
+
+
+def _show() -> None:
+    """Show the rows that wait; IPython calls this when a cell has run."""
+    if _waiting:
+        rows = _waiting.copy()
+        _waiting.clear()
+        display(Block(rows), metadata={"ledger": [asdict(row) for row in rows]})
+
+
+if get_ipython():
+    get_ipython().events.register("post_execute", _show)
 
 
 def _page(value) -> str:
@@ -75,7 +134,7 @@ def _page(value) -> str:
 
 
 def claim(item: str, claim: str, setting, measured: float, expected: str) -> None:
-    """Record an identity, a bound or a theorem; raise `AssertionError` unless it holds.
+    """Check an identity, a bound or a theorem; raise `AssertionError` unless it holds.
 
     It must hold on any data that satisfy its hypotheses. For what was found on some data, and may
     be false on others, use `finding`.
@@ -98,44 +157,49 @@ def claim(item: str, claim: str, setting, measured: float, expected: str) -> Non
     Examples
     --------
     >>> claim("Eq 4", "the diagonal is one half", "n = 2", 0.5, "== 0.5")
+    ✓ 1 check holds
     ✓ Eq 4 · the diagonal is one half · n = 2 · measured 0.5, expected == 0.5
     """
-    _record(item, claim, setting, measured, expected, "claim", _holds(measured, expected))
+    _enter(item, claim, setting, measured, expected, "claim", _holds(measured, expected))
 
 
 def finding(item: str, claim: str, setting, measured: float, expected: str) -> None:
-    """Record what was found on the book's own data, and may be false on others.
+    """Check what was found on the book's own data, and may be false on others.
 
     Takes what `claim` takes. A finding that does not hold is a row that says so; it raises
     `AssertionError` only where the environment variable NTK_FINDINGS is "raise".
 
     >>> finding("Fig 5", "the extreme groups are the most complex", "digits", 0.99, "> 0.5")
+    ✓ 1 check holds
     ✓ Fig 5 · the extreme groups are the most complex · digits · measured 0.99, expected > 0.5
     """
-    _record(item, claim, setting, measured, expected, "finding", _holds(measured, expected))
+    _enter(item, claim, setting, measured, expected, "finding", _holds(measured, expected))
 
 
 def refute(item: str, claim: str, setting, measured: float, expected: str) -> None:
-    """Record a negative control: a check that must fail, and shows that the right one can.
+    """Check that a wrong formula fails: a negative control shows that the right one can fail.
 
     Takes what `claim` takes; `measured` comes from a wrong formula or a broken hypothesis, and
     `expected` is the check of the right one. NaN refutes nothing. Like a finding, a control that
     does not fail is a row that says so, and raises where NTK_FINDINGS is "raise".
 
     >>> refute("Eq 4", "the diagonal is one", "n = 2", 0.5, "== 1")
+    ✓ 1 control holds
     ✓ Eq 4 · control: the diagonal is one · n = 2 · measured 0.5, expected not == 1
     """
     fails = measured == measured and not _holds(measured, expected)
-    _record(item, f"control: {claim}", setting, measured, f"not {expected}", "control", fails)
+    _enter(item, f"control: {claim}", setting, measured, f"not {expected}", "control", fails)
 
 
-def _record(item, claim, setting, measured, expected, kind, holds) -> None:
+def _enter(item, claim, setting, measured, expected, kind, holds) -> None:
     value = float(measured)
     digits = ".0f" if value.is_integer() and abs(value) < 1e9 else ".3g"
-    record = Record(item, claim, f"{value:{digits}}", expected, bool(holds), str(setting), kind)
+    row = Row(item, claim, f"{value:{digits}}", expected, bool(holds), str(setting), kind)
+    _waiting.append(row)
+    if not get_ipython():
+        _show()
     if not holds and (kind == "claim" or os.environ.get(VARIABLE) == "raise"):
-        raise AssertionError(str(record))
-    display(record, metadata={"ledger": asdict(record)})
+        raise AssertionError(str(row))
 
 
 def _holds(measured: float, expected: str) -> bool:
@@ -209,12 +273,12 @@ def _notebooks(path) -> list[Path]:
 
 
 def collect(path) -> list[dict]:
-    """Return the records of a notebook, or of those of a folder in order of name, cell by cell.
+    """Return the rows of a notebook, or of those of a folder in order of name, cell by cell.
 
     Each is a dict of `COLUMNS` plus `notebook`, the file's name, and `anchor`, the last MyST label
     `(label)=` before the cell. Raises `FileNotFoundError` if there is no notebook.
     """
-    records = []
+    rows = []
     for notebook in _notebooks(path):
         anchor = ""
         for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -222,29 +286,36 @@ def collect(path) -> list[dict]:
                 labels = re.findall(r"^\(([\w-]+)\)=\s*$", "".join(cell["source"]), re.MULTILINE)
                 anchor = labels[-1] if labels else anchor
             for output in cell.get("outputs", ()):
-                if found := output.get("metadata", {}).get("ledger"):
-                    records.append(found | {"notebook": notebook.name, "anchor": anchor})
-    return records
+                found = output.get("metadata", {}).get("ledger", [])
+                for row in found if isinstance(found, list) else [found]:  # one, in old notebooks
+                    rows.append(row | {"notebook": notebook.name, "anchor": anchor})
+    return rows
 
 
-def table(records: list[dict]) -> HTML:
-    """Return the records of `collect` as a table in which each item links to its section's page.
+def table(found: list[dict]) -> HTML:
+    """Return the rows of `collect` as a table to filter and to sort.
 
-    Rows that do not hold have the class `fails`.
+    Each item links to its section's page. Rows that do not hold have the class `fails`.
     """
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = []
-    for record in records:
-        cells = {name: _page(record[name]) for name in COLUMNS}
-        page = f"{Path(record['notebook']).stem}.html#{record['anchor']}"
-        cells["item"] = f'<a href="{page}">{cells["item"]}</a>'
-        cells["holds"] = "✓" if record["holds"] else "✗"
-        row = "<tr>" if record["holds"] else '<tr class="fails">'
-        rows.append(row + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>")
-    body = "".join(rows)
+    for one in found:
+        cells = {name: _page(one[name]) for name in COLUMNS}
+        page = Path(one["notebook"]).stem
+        cells["item"] = f'<a href="{page}.html#{one["anchor"]}">{cells["item"]}</a>'
+        cells["holds"] = "✓" if one["holds"] else "✗"
+        start = "<tr" if one["holds"] else '<tr class="fails"'
+        outcome = "holds" if one["holds"] else "does not hold"
+        data = f'data-kind="{one["kind"]}" data-page="{page}" data-outcome="{outcome}"'
+        rows.append(
+            f"{start} {data}>" + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>"
+        )
+    script = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
     return HTML(
-        '<div style="overflow-x: auto"><table class="dataframe ledger">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        '<div class="rows"><div style="overflow-x: auto"><table class="dataframe ledger">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+        f"<script>(function (root) {{\n{script}\n}})"
+        "(document.currentScript.previousElementSibling);</script>"
     )
 
 

@@ -1,9 +1,8 @@
-"""Density and the error of IHVP: Theorem 4 (Def 1, Eq 18), a bound by neighbours, Figure 3.
+"""Density and the error of IHVP: Theorem 4 (Def 1, Eq 18) and Figure 3.
 
 Theorem 4 says that the inverse-Hessian-vector product errs little in the large components of a
 mixture. Its right-hand side and its hypotheses are numbers here, so that anyone can see whether
-they hold. Since I − Î = h I + (1 − h) T₂, the error is a matter of the leverage h, and a bound of h
-by nearest neighbours says the same of any data, mixture or not.
+they hold. `lib.bounds.subset_bound` takes its place where they do not.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from lib import check
-from lib.ridge import Influence, Ridge
+from lib.ridge import Ridge, RidgeInfluence
 
 
 def mixture(centres, p, n: int, r: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -23,28 +22,12 @@ def mixture(centres, p, n: int, r: float, seed: int = 0) -> tuple[np.ndarray, np
     x = cos θ c_k + sin θ v, with v uniform among the unit vectors orthogonal to c_k and θ uniform
     in [0, r). The mean lies between c_k and cos(r) c_k, both closer than r to every x.
 
-    Source: Zhang and Zhang (2022), Def 1, for the conditions; the caps are ours.
+    `centres` (k, d) are unit vectors with d ≥ 2, `p` (k,) positive shares of sum 1, each with a
+    whole p_k n, and r is in (0, 1]. Returns X (n, d) with unit rows in random order, and the
+    component of each point, (n,) integers in 0 .. k − 1. Raises `ValueError` for centres that are
+    not of unit norm, shares that break A1 and another r. Source: Zhang and Zhang (2022), Def 1, for
+    the conditions; the caps are ours.
 
-    Parameters
-    ----------
-    centres : (k, d) unit vectors, d ≥ 2
-    p : (k,) shares of the components, positive, of sum 1, each with a whole p_k n
-    n : number of points
-    r : radius of A2, in (0, 1]
-    seed : of the draw
-
-    Returns
-    -------
-    X : (n, d) unit rows, in random order
-    component : (n,) integers in 0 .. k − 1
-
-    Raises
-    ------
-    ValueError
-        for centres that are not of unit norm, shares that break A1, and r outside (0, 1]
-
-    Examples
-    --------
     >>> X, component = mixture(np.eye(3), p=[0.5, 0.3, 0.2], n=10, r=0.1)
     >>> X.shape, np.bincount(component).tolist(), bool(radius(X, component).max() < 0.1)
     ((10, 3), [5, 3, 2], True)
@@ -110,101 +93,44 @@ def required_ridge(lam_max: float, r: float) -> float:
     return float(lam_max * spread / (1 - spread)) if spread < 1 else float("inf")
 
 
-def gamma(model: Ridge) -> np.ndarray:
+def gamma_thm_4(model: Ridge) -> np.ndarray:
     """Return the smallest γ that Theorem 4 allows for each point, (n,), in [0, n].
 
     With α(x_i) = QKe_i the theorem asks that [α(x_i)]_i ≤ √(γ/n) ‖α(x_i)‖, and [α(x_i)]_i is the
     leverage h_i, so γ_i = n h_i² / ‖α(x_i)‖². Source: Zhang and Zhang (2022), Thm 4.
 
-    >>> gamma(Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)).tolist()
+    >>> gamma_thm_4(Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)).tolist()
     [2.0, 2.0]
     """
     return len(model.h) * model.h**2 / _alpha_squared(model)
 
 
-def bound(inf: Influence, p, gamma) -> np.ndarray:
+def bound(influence: RidgeInfluence, p, gamma) -> np.ndarray:
     """Return the bound of Theorem 4 on the error of IHVP, (n, t), in units of the influence.
 
     Eq 18:  abs(I − Î) ≤ √(γ/(n² p_k)) abs(I) + T₂  for x_i in component k, under the hypotheses
-    of the theorem; without them it is a number that may be too small.
+    of the theorem. Without them the number may be too small.
 
+    `p` (n,) is the share p_k of the component that each training point belongs to, in (0, 1], and
+    `gamma` (n,) or a number, for instance `gamma_thm_4(influence.model)`. Raises `ValueError` for
+    shapes that do not match, shares outside (0, 1] and negative γ.
     Source: Zhang and Zhang (2022), Thm 4, Eq 18.
 
-    Parameters
-    ----------
-    inf : `Influence` of the n training points on t test points
-    p : (n,) share p_k of the component that each training point belongs to, in (0, 1]
-    gamma : (n,) or a number, for instance `gamma(inf.model)`
-
-    Raises
-    ------
-    ValueError
-        for shapes that do not match, shares outside (0, 1] and negative γ
-
-    Examples
-    --------
-    >>> inf = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5).influence([0.5, 0.25], [1.0])
-    >>> bound(inf, p=[0.5, 0.5], gamma=2.0).tolist(), np.abs(inf.exact - inf.ihvp).tolist()
+    >>> model = Ridge([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5)
+    >>> one = model.influence([0.5, 0.25], [1.0])
+    >>> bound(one, p=[0.5, 0.5], gamma=2.0).tolist(), np.abs(one.exact - one.ihvp).tolist()
     ([[0.625], [0.1875]], [[0.3125], [0.0625]])
     """
-    p, gamma = _each("p", p, len(inf.alpha)), _each("gamma", gamma, len(inf.alpha))
+    n = len(influence.alpha)
+    p, gamma = _each("p", p, n), _each("gamma", gamma, n)
     if not ((p > 0) & (p <= 1)).all():
         raise ValueError(f"p must lie in (0, 1], but holds {p.min():g} to {p.max():g}; pass n_k/n")
     if (gamma < 0).any():
-        raise ValueError(f"gamma must be >= 0, but holds {gamma.min():g}; pass gamma(inf.model)")
-    return np.sqrt(gamma / (len(p) ** 2 * p))[:, None] * np.abs(inf.exact) + inf.T2
-
-
-def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return an upper bound of every leverage from nearest neighbours alone, without an inverse.
-
-    λ h_i = min over c of λ‖c‖² + ‖φ_i − Σ_j c_j φ_j‖², where φ are the features of K, and the
-    minimiser is α(x_i) = QKe_i of Theorem 4. The mean over a subset S of m points is one choice:
-    λ h_i ≤ λ/m + ‖φ_i − mean φ_S‖². Here S is x_i and its nearest neighbours in feature space, and
-    m the best of 1, 2, 3, 4, 6, 8, 11, …, n (powers of √2). Each size costs 2n³ operations.
-
-    Source: ours; it takes the place of Zhang and Zhang (2022), Thm 4, where its hypotheses fail.
-
-    Parameters
-    ----------
-    K : (n, n) symmetric kernel of the training points
-    lam : ridge λ > 0
-
-    Returns
-    -------
-    bound : (n,) at least h_i and at most 1
-    size : (n,) the m that gives it
-
-    Raises
-    ------
-    ValueError
-        for bad shapes or λ, a K that is not symmetric, or one that is seen not to be a kernel
-
-    Examples
-    --------
-    >>> b, size = subset_bound([[0.5, 0.25], [0.25, 0.5]], lam=1.0)
-    >>> b.tolist(), size.tolist()
-    ([0.625, 0.625], [2, 2])
-    """
-    K, lam = check.symmetric("K", K), check.number("lam", lam, above=0)
-    n = len(K)
-    own = K.diagonal()
-    distance = own[:, None] + own - 2 * K
-    np.fill_diagonal(distance, -1)  # the point itself comes first
-    order = np.argsort(distance, axis=1, kind="stable")
-    best, size = np.full(n, np.inf), np.ones(n, dtype=int)
-    for m in np.unique(np.rint(2 ** np.arange(0, np.log2(n) + 0.5, 0.5))).astype(int):
-        m = min(int(m), n)
-        C = np.zeros((n, n))
-        np.put_along_axis(C, order[:, :m], 1 / m, axis=1)
-        CK = C @ K
-        away = own - 2 * CK.diagonal() + np.einsum("ij,ij->i", CK, C)  # ‖φ_i − mean φ_S‖²
-        if away.min() < -1e-6 * own.max():
-            raise ValueError("K is not positive semidefinite; pass K = ntk(X)")
-        found = 1 / m + np.maximum(away, 0) / lam
-        better = found < best
-        best[better], size[better] = found[better], m
-    return best, size
+        raise ValueError(
+            f"gamma must be >= 0, but holds {gamma.min():g}; pass gamma_thm_4(influence.model)"
+        )
+    share = np.sqrt(gamma / (n**2 * p))
+    return share[:, None] * np.abs(influence.exact) + influence.T2
 
 
 def bandwidth(D) -> float:
@@ -253,9 +179,7 @@ def _distances(D) -> np.ndarray:
 
 def _alpha_squared(model: Ridge) -> np.ndarray:
     """Return ‖α(x_i)‖² = ‖QKe_i‖², (n,): off the diagonal QK = −λQ, on it h."""
-    others = model.Q.copy()
-    np.fill_diagonal(others, 0)  # rather than subtract Q_ii², which is much larger
-    return model.lam**2 * np.einsum("ij,ij->i", others, others) + model.h**2
+    return model.lam**2 * model.Q.off_diagonal() + model.h**2
 
 
 def _each(name: str, x, n: int) -> np.ndarray:

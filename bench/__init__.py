@@ -1,0 +1,1 @@
+"""Benchmarks: ratios of times, each against another way to compute the same."""
