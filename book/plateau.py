@@ -22,6 +22,7 @@ def plateau(limit: RidgeInfluence, X, X_te, kappa: float) -> np.ndarray:
     small. Raises `ValueError` for arguments outside these ranges and shapes that do not match.
     Source: derived here; the covariance is that of Cho and Saul (2009).
 
+    >>> from lib.ridge import Ridge
     >>> limit = Ridge([[0.5]], [1.0], 0.5).influence([[0.0]], [1.0])  # orthogonal points: α = 0
     >>> plateau(limit, [[1.0, 0.0]], [[0.0, 1.0]], kappa=0.1).tolist()
     [[0.0]]
