@@ -130,7 +130,7 @@ _build/paper/%.recorded: $(PAPER)/%.ipynb
 
 # every chapter on held-out settings; goes on where it was cut short
 sweep: $(READY)
-	@exec $(BIN)/python -m book.sweep _build/sweep book/records $(filter-out %/13-where.ipynb,$(CHAPTERS)) \
+	@exec $(BIN)/python -m book.sweep _build/sweep book/records $(filter-out %/13-where.ipynb %/intro.ipynb,$(CHAPTERS)) \
 	    --cifar10 $(call quote,CIFAR10) --jobs $(JOBS)
 
 # small changes of the library, one at a time, each against the tests of its module; hours for all

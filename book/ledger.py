@@ -139,23 +139,11 @@ def claim(item: str, claim: str, setting, measured: float, expected: str) -> Non
     It must hold on any data that satisfy its hypotheses. For what was found on some data, and may
     be false on others, use `finding`.
 
-    Parameters
-    ----------
-    item : the paper's item, for instance "Eq 9"
-    claim : the claim in words
-    setting : data, sizes, seeds: anything whose `str` tells them
-    measured : the number that came out
-    expected : "<= 1e-9", "< 0.1", ">= 0.99", "> 0", "== 0" or "in [-0.6, -0.4]"
+    `item` is the paper's, for instance "Eq 9", `claim` the claim in words, `setting` anything whose
+    `str` tells data, sizes and seeds, `measured` the number that came out, and `expected` one of
+    "<= 1e-9", "< 0.1", ">= 0.99", "> 0", "== 0" and "in [-0.6, -0.4]". NaN never holds. Raises
+    `ValueError` for an `expected` of another form.
 
-    Raises
-    ------
-    AssertionError
-        if the claim does not hold; NaN never does
-    ValueError
-        for an `expected` of another form
-
-    Examples
-    --------
     >>> claim("Eq 4", "the diagonal is one half", "n = 2", 0.5, "== 0.5")
     ✓ 1 check holds
     ✓ Eq 4 · the diagonal is one half · n = 2 · measured 0.5, expected == 0.5
