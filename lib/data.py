@@ -270,7 +270,7 @@ def _of_each(argument: str, count, labels: int) -> int:
     if count % labels:
         raise ValueError(
             f"{argument} = {count} does not give as many images of each of {labels} labels; use a "
-            f"multiple of {labels}"
+            f"multiple of {labels}, {count - count % labels} for instance"
         )
     return count // labels
 
@@ -280,14 +280,13 @@ def _take(
 ):
     if count <= len(members):
         return members[:count]
-    is_left = "are left" if left else "are there"
     if len(members):
         remedy = f"use {argument} <= {labels * len(members)}"
     else:
         remedy = "choose a smaller n_train" if left else f"add files ({', '.join(IMAGES)})"
     raise ValueError(
         f"{argument} = {labels * count} needs {count} images of {names}, but only {len(members)} "
-        f"{is_left}; {remedy}"
+        f"are {'left' if left else 'there'}; {remedy}"
     )
 
 

@@ -92,7 +92,8 @@ class Flow:
         self._y = self.V.T @ self.Y
 
     def __repr__(self) -> str:
-        return f"Flow: n = {len(self.Y)}, lam = {self.lam:g}"
+        outputs = f", c = {self.Y.shape[1]}" if self.Y.ndim == 2 else ""
+        return f"Flow: n = {len(self.Y)}{outputs}, lam = {self.lam:g}"
 
     @cached_property
     def end(self) -> Ridge:

@@ -33,13 +33,7 @@ from lib.problem import Problem
 
 METHODS = {"newton": newton, "gradient descent": gradient_descent}
 TRAINS = ("network", "problem", "product", "state", "newton", "descent")  # the code that trains
-OPTIONS = {  # what a method takes and this module does not give
-    name: [
-        option for option in inspect.signature(train).parameters
-        if option not in ("problem", "start", "remove", "keep", "progress")
-    ]
-    for name, train in METHODS.items()
-}  # fmt: skip
+OURS = {"problem", "start", "remove", "keep", "progress"}  # of a method, not among its options
 
 _cache: dict = {}  # the last problem and warm start of this process, by setting
 _lock = threading.Lock()  # tasks that are threads of one process make them once
@@ -112,23 +106,16 @@ def retrain(
     data = [check.array(k, v, d) for k, v, d in (("X", X, 2), ("Y", Y, 1), ("X_te", X_te, 2))]
     check.labels("Y", Y, len(data[0]))
     groups = _groups(groups, len(data[0]))
-    if workers is not None:  # joblib counts negative ones from the number of cores
-        workers = check.integer("workers", workers, at_least=-np.inf)
-        if workers == 0:
-            raise ValueError("workers = 0 trains nothing; pass a number, or -1 for every core")
+    workers = workers if workers is None else check.integer("workers", workers, at_least=-np.inf)
+    if workers == 0:  # joblib counts negative ones from the number of cores
+        raise ValueError("workers = 0 trains nothing; pass a number, or -1 for every core")
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, not {method!r}")
     if not isinstance(warm, bool):
         raise TypeError(f"warm must be True or False, not {warm!r}; pass one of them")
-    bound = inspect.signature(Problem).bind(*data, **settings)
-    bound.apply_defaults()
-    header = {
-        k: f"{v.shape} {sha256(v.tobytes()).hexdigest()[:16]}" if isinstance(v, np.ndarray) else v
-        for k, v in bound.arguments.items()
-    }
-    header = {"format": "lib.retrain 4"} | header | {"method": method, "warm": warm}
-    header |= {"threads": check.integer("threads", threads), "options": _options(method, options)}
-    header = json.loads(json.dumps(header | {"code": code_version()}, default=_plain))
+    options = _options(method, options)
+    how = {"method": method, "warm": warm, "threads": check.integer("threads", threads)}
+    header = _header(data, settings, how | {"options": options})
 
     before = torch.get_num_threads()
     try:
@@ -137,10 +124,8 @@ def retrain(
             todo = [g for g in ((), *groups) if g not in done]
             parallel = Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered")
             results = parallel(delayed(_train)(g, *data, header) for g in todo)
-            bar = tqdm(
-                desc="retraining", total=len(groups) + 1, initial=len(groups) + 1 - len(todo),
-                disable=not progress,
-            )  # fmt: skip
+            n, left = len(groups) + 1, len(todo)
+            bar = tqdm(desc="retraining", total=n, initial=n - left, disable=not progress)
             with closing(results), bar:
                 for result in results:
                     if journal:
@@ -178,6 +163,20 @@ def _train(group: tuple, X, Y, X_te, header: dict) -> dict:
     return {"without": group, "f": done.f_te.tolist(), **cost}
 
 
+def _header(data: list[np.ndarray], settings: Mapping, how: dict) -> dict:
+    """What a file of results is of: a digest of the data, the settings, and the code."""
+    try:
+        bound = inspect.signature(Problem).bind(*data, **settings)
+    except TypeError as error:
+        names = ", ".join(list(inspect.signature(Problem).parameters)[3:])
+        raise TypeError(f"settings: {error}; pass those of Problem: {names}") from None
+    bound.apply_defaults()
+    for name, x in zip(("X", "Y", "X_te"), data, strict=True):
+        bound.arguments[name] = f"{x.shape} {sha256(x.tobytes()).hexdigest()[:16]}"
+    header = {"format": "lib.retrain 4", **bound.arguments, **how, "code": code_version()}
+    return json.loads(json.dumps(header, default=_plain))
+
+
 def _groups(groups, n: int) -> list[tuple[int, ...]]:
     found: dict = {}
     for k, group in enumerate(check.groups(groups, n)):
@@ -191,8 +190,9 @@ def _groups(groups, n: int) -> list[tuple[int, ...]]:
 
 
 def _options(method: str, options: Mapping) -> dict:
-    if unknown := sorted(set(options) - set(OPTIONS[method])):
-        raise ValueError(f"options has {unknown[0]!r}; {method} takes {', '.join(OPTIONS[method])}")
+    takes = [name for name in inspect.signature(METHODS[method]).parameters if name not in OURS]
+    if unknown := sorted(set(options) - set(takes)):
+        raise ValueError(f"options has {unknown[0]!r}; {method} takes {', '.join(takes)}")
     return dict(options)
 
 

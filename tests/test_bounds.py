@@ -331,7 +331,7 @@ def test_bounds_that_take_the_labels_take_any_size(real, scale):
 
 def test_worst_case_is_for_labels_of_the_size_of_those_of_training(real):
     K, Y, *_ = real
-    for large in (1e3 * Y, 1.001 * Y, (1 + 1e-9) * Y):
+    for large in (1e3 * Y, 1.001 * Y, (1 + 1e-10) * Y):
         with pytest.raises(ValueError, match=r"Y\[0\] has size .*, but the bound is for labels"):
             worst_case(Ridge(K, large, 1.0), DIAGONAL)
     worst_case(Ridge(K, (1 + 1e-14) * Y, 1.0), DIAGONAL)  # rounding is no reason
@@ -476,6 +476,17 @@ def test_eigenvalues_that_no_kernel_of_this_diagonal_has():
         lower_bound(influence, 0.501)
     with pytest.raises(ValueError, match="lam_max = 0.999 is not .* whose diagonal reaches 1;"):
         upper_bound(influence, 0.999)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_eigenvalues_are_held_to_the_diagonal_but_for_rounding(scale):
+    inf = Ridge(scale * np.eye(2) / 2, [1.0, -1.0], scale).influence([0.5, 0.25], [1.0])
+    lower_bound(inf, scale * 0.5 * (1 + 1e-13))
+    upper_bound(inf, scale * 0.5 * (1 - 1e-13))
+    with pytest.raises(ValueError, match="lam_min = .* is not the smallest eigenvalue"):
+        lower_bound(inf, scale * 0.5 * (1 + 1e-10))
+    with pytest.raises(ValueError, match="lam_max = .* is not the largest eigenvalue"):
+        upper_bound(inf, scale * 0.5 * (1 - 1e-10))
 
 
 def test_certified_refuses_what_has_no_answer():

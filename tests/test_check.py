@@ -119,6 +119,19 @@ def test_symmetric_to_ten_digits_of_the_diagonal(scale, i, j):
         check.symmetric("K", K)
 
 
+def test_symmetric_to_ten_digits_of_the_diagonal_whatever_is_beside_it():
+    K = np.array([[1.0, 1e4], [1e4 + 5e-8, 1.0]])
+    with pytest.raises(ValueError, match="K must be symmetric, but K and Kᵀ differ by 5"):
+        check.symmetric("K", K)
+
+
+def test_semidefinite_but_for_a_tolerance():
+    for lowest in (1.0, 0.0, -1e-12):
+        check.semidefinite(lowest, 1e-12)
+    with pytest.raises(ValueError, match=r"K is not .* eigenvalue <= -1.01e-12\); pass K = ntk\(X"):
+        check.semidefinite(-1.01e-12, 1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unit_rows_to_the_precision_of_their_dtype(dtype):
     x = torch.nn.functional.normalize(torch.randn(50, 784, dtype=dtype), dim=1)

@@ -203,7 +203,7 @@ def test_folder_of_two_classes_needs_no_names(photos):
         (
             "digits",
             {"n_train": 7},
-            "n_train = 7 does not give .* 2 labels; use a multiple of 2",
+            "n_train = 7 does not give .* 2 labels; use a multiple of 2, 6 for instance",
         ),
         ("digits", {"n_test": 7}, "n_test = 7 does not give as many"),
         ("digits", {"n_test": 0}, "n_test must be at least 2, not 0; choose a larger one"),

@@ -464,6 +464,7 @@ def test_flow_and_moment_say_shapes_and_settings():
     flow = Flow(np.eye(2) / 2, [1, -1], 0.25)
     now = flow.influence([0.5, 0.25], [1.0], t=math.inf)
     assert str(flow) == repr(flow) == "Flow: n = 2, lam = 0.25"
+    assert repr(Flow(np.eye(2) / 2, np.eye(2), 0.25)) == "Flow: n = 2, c = 2, lam = 0.25"
     assert str(now) == repr(now) == "Influence: n = 2, t_e = 1, t = inf, lam = 0.25"
 
 

@@ -46,6 +46,12 @@ def test_eq_3_flow_takes_linearly_implicit_euler_steps(flow, lam, last, removed,
     np.testing.assert_allclose(done.f_te, forward(X_te, W, a), atol=1e-6)
 
 
+@pytest.mark.parametrize("flow", [1, 3, 4, 5])
+def test_the_flow_ends_with_a_fresh_count_of_the_kernel(flow):
+    done = newton(problem(), flow_steps=flow, settle_steps=0)
+    np.testing.assert_allclose(done.K, done.kernel()[0], atol=1e-15)
+
+
 def test_eq_2_newton_ends_where_the_autodiff_gradient_vanishes():
     p = problem(m=256, kappa=2.0)  # a large kappa: hardly a kink
     done = newton(p, settle_steps=300)

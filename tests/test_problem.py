@@ -26,6 +26,24 @@ def test_eq_1_blocks_of_neurons_and_the_start_of_training():
         np.testing.assert_allclose(K, finite_kernel(X2, X, m=5000, seed=1, dtype="float64"))
 
 
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_blocks_that_are_worked_on_together_are_a_matter_of_memory(chunk, monkeypatch):
+    p = problem(m=70, kappa=0.1)
+    whole = newton(p, remove=2)
+    assert list(p.blocks()) == [slice(0, 70)] and whole.kinks > 0
+    monkeypatch.setattr("lib.problem.CHUNK", chunk)
+    *blocks, last = p.blocks()
+    sizes = {b.stop - b.start for b in blocks}
+    assert sizes == {max(1, chunk // 8)} and last.stop == 70  # n = 8 numbers for each neuron
+    parts = newton(p, remove=2)
+    for name in ("f", "f_te", "Z", "C"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-10)
+    assert parts.kinks == whole.kinks and type(parts.kinks) is float
+    for side in (None, 0, 1):
+        for a, b in zip(parts.kernel(side), whole.kernel(side), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-14)
+
+
 def test_eq_3_antisymmetric_network_starts_at_zero():
     zero = gradient_descent(problem(antisymmetric=True), steps=0)
     plain = gradient_descent(problem(), steps=0)
@@ -40,6 +58,7 @@ def test_thm_1_kernel_at_the_trained_pattern_is_the_autodiff_gram_matrix():
     one = grad(lambda W, x: forward(x, W, a))
     J, J_te = (torch.stack([one(W, x).flatten() for x in v]) for v in (X, X_te))
     K, K_te = done.kernel()
+    assert type(K) is type(K_te) is np.ndarray and K.dtype == K_te.dtype == np.float64
     np.testing.assert_allclose(K, J @ J.T, atol=1e-12)
     np.testing.assert_allclose(K_te, J_te @ J.T, atol=1e-12)
 
@@ -106,6 +125,7 @@ def test_eq_7_state_survives_pickling():
         ({"Y": [-1e3]}, r"Y must lie in \[-1, 1\], but Y\[0\] = -1000; use -1 and \+1"),
         ({"Y": [[1.0]]}, r"Y must be one label a point, but its shape is \(1, 1\)"),
         ({"dtype": "int8"}, "dtype must be 'float64' or 'float32'"),
+        ({"device": "gpu"}, "device = 'gpu' is not at hand"),
     ],
 )
 def test_eq_2_bad_problems(change, message):
@@ -147,5 +167,8 @@ def test_a_problem_says_shapes_and_settings_and_refuses_labels_0_and_1():
     settings = {"lam": 0.5, "m": 40, "kappa": 0.1, "seed": 0}
     problem = Problem(X, np.ones(8), X_te, **settings)
     assert str(problem) == "Problem: n = 8, t = 3, m = 40, lam = 0.5, kappa = 0.1"
+    told = repr(newton(problem, remove=2))
+    assert told.startswith("Trained(removed=array([2]), iterations=") and "tensor" not in told
+    assert "f=" not in told and "trajectory" not in told
     with pytest.raises(ValueError, match="Y has labels 0 and 1"):
         Problem(X, np.arange(8) % 2, X_te, **settings)

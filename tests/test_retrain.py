@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,6 +160,7 @@ def test_warm_start_of_newton_is_the_end_of_the_flow_and_not_the_settled_model(d
 def test_warm_start_of_descent_is_the_full_model(data):
     calls = []
 
+    @wraps(gradient_descent)
     def train(problem, start=None, remove=(), **options):
         calls.append((start, tuple(remove)))
         return gradient_descent(problem, start=start, remove=remove, **options)
@@ -251,6 +252,7 @@ def test_threads_of_torch_are_fixed_inside_and_restored(data, monkeypatch):
 
 SLOW = """
 import sys, time
+from functools import wraps
 import numpy as np
 from lib import retrain as module
 from lib.kernel import ntk
@@ -258,6 +260,7 @@ from lib.descent import gradient_descent
 
 data, path, log = np.load(sys.argv[1]), sys.argv[2], open(sys.argv[3], "a")
 
+@wraps(gradient_descent)
 def slow(problem, remove=(), **arguments):
     done = gradient_descent(problem, remove=remove, **arguments)
     print(*remove, file=log, flush=True)
@@ -453,6 +456,11 @@ def test_a_training_that_fails_stops_the_call_and_names_its_points(data, tmp_pat
 def test_bad_options(data, change, message):
     with pytest.raises(ValueError, match=message):
         retrain(*data, [3], **SETTINGS | change)
+
+
+def test_a_missing_setting_is_named_beside_those_there_are(data):
+    with pytest.raises(TypeError, match="settings: missing .*seed.*; pass .*: lam, m, kappa"):
+        retrain(*data, [0], lam=1.0, m=64, kappa=0.1)
 
 
 def test_a_file_is_locked_within_a_process_too(data, tmp_path):

@@ -39,7 +39,8 @@ def test_n2_by_hand():
     np.testing.assert_allclose(MODEL.r, [-0.5, 0.5], **close)
     np.testing.assert_allclose(MODEL.rho, [-4 / 3, 4 / 3], **close)
     np.testing.assert_allclose(MODEL.predict([0.5, 0.25]), [0.5], **close)
-    assert MODEL.dof == pytest.approx(5 / 4)
+    assert MODEL.diagonal.tolist() == [0.5, 0.5]
+    assert MODEL.dof == pytest.approx(5 / 4) and type(MODEL.dof) is float
     removed = MODEL.remove([0, 1, [0, 1]], [0.5, 0.25])
     np.testing.assert_allclose(removed, [[-1 / 3], [2 / 3], [0]], **close)
     # ½ (½ − 1)² + ½ (−½ + 1)² + ½ ¼ βᵀKβ with Kβ = (½, −½)
@@ -148,15 +149,16 @@ def test_leverages_lie_between_their_bounds(problem):
     near(model.dof, shares.sum(), len(K) * slack)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("lam", [1e-2, 1.0, 1e3, 1e8, 1e14])
-def test_leverages_keep_their_digits_for_large_lambda(lam):
-    K = ntk(unit_points(30, 6))
+def test_leverages_keep_their_digits_for_large_lambda(lam, scale):
+    K, ridge, lam = scale * ntk(unit_points(30, 6)), lam, scale * lam
     spectrum, V = np.linalg.eigh(K)
     expected = V**2 @ (spectrum / (spectrum + lam))  # a sum of positive terms
     h = Ridge(K, np.ones(30), lam).h
     np.testing.assert_allclose(h, expected, rtol=relative(K, lam))
     q = Ridge(K, np.ones(30), lam).Q.diagonal()
-    if lam > 1e3:  # control: 1 − λQ_ii has lost them
+    if ridge > 1e3:  # control: 1 − λQ_ii has lost them
         assert np.abs((1 - lam * q) / expected - 1).max() > 100 * relative(K, lam)
 
 
@@ -173,9 +175,14 @@ def test_influence_keeps_its_digits_where_it_is_small():
 def test_eq_6_library_refit_against_the_refit_here():
     X = unit_points(12, 5)
     K, k, Y = ntk(X[:9]), ntk(X[:9], X[9:]), np.linspace(-1, 1, 9)
-    for without in ([], 3, [0, 8, 2]):
-        expected = refit(K, Y, 0.3, k, without)
-        assert np.abs(refit_without(K, k, Y, 0.3, without) - expected).max() < 1e-13
+    for y in (Y, np.stack([Y, Y**2], axis=1)):
+        for without in ([], 3, 0, [0, 8, 2], np.array([0]), np.array([1, 4])):
+            expected = refit(K, y, 0.3, k, without)
+            found = refit_without(K, k, y, 0.3, without)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+            alone = refit_without(K, k[:, 1], y, 0.3, without)  # a number, or one for each output
+            assert alone.shape == y.shape[1:]
+            np.testing.assert_allclose(alone, expected[1], rtol=0, atol=1e-13)
 
 
 def test_groups_that_are_no_list():
@@ -447,7 +454,7 @@ def test_indefinite_kernels_are_refused(n, spread):
     # an eigenvector over all points, or near to one of them
     A = np.random.default_rng(n).standard_normal((n, n))
     V = np.linalg.qr(A if spread else 1e-3 * A + np.eye(n))[0]
-    for lam in (1e-4, 0.1, 1.0, 30.0):
+    for lam in (1e-6, 1e-4, 0.1, 1.0, 30.0):
         for share in (0.9, 0.5, 0.1, 0.02):
             K = kernel_with(-share * lam, n, V)
             with pytest.raises(
@@ -477,6 +484,17 @@ def test_kernels_with_duplicates_are_not_indefinite(lam):
         assert np.isfinite(Ridge(ntk(X, dtype="float32"), np.ones(600), lam).beta).all()
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rounding_makes_no_kernel_of_duplicates_indefinite(scale):
+    for n in (2, 3, 6):
+        K = scale * ntk(np.repeat(unit_points(2, 4), n // 2 + 1, axis=0)[:n])
+        for lam in scale * np.logspace(-15, -9, 90):  # 1e-3 λ is less than rounding, then more
+            try:
+                assert np.isfinite(Ridge(K, np.ones(n), lam).beta).all()
+            except ValueError as error:  # which it says of λ that are too small
+                assert lam < 1e-13 * scale and "are duplicates" in str(error)
+
+
 def test_a_model_stays_as_it_was_fitted():
     X, Y = unit_points(20, 5), np.linspace(-1, 1, 15)
     K, k, y_te = ntk(X[:15]), ntk(X[:15], X[15:]), np.ones(5)
@@ -498,6 +516,7 @@ def test_a_model_stays_as_it_was_fitted():
             model.predict(copies[1]),
             model.h,
             model.rho,
+            model.diagonal.copy(),
         ]
 
     copies = K.copy(), k.copy()

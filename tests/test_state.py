@@ -34,6 +34,7 @@ def test_a_state_begins_with_the_network_and_its_kernel():
     p = problem()
     state = State(p, None, GONE)
     holds_together(state)
+    assert not state.beta.any() and not state.C.any()
     np.testing.assert_allclose(state.K, kernel(state), atol=1e-15)
     residual = np.where(np.isin(np.arange(8), GONE), 0, state.f - p.Y)
     np.testing.assert_allclose(state.residual(), residual, atol=0)
@@ -90,6 +91,20 @@ def test_a_step_to_settle_removes_points_and_keeps_the_state_together():
         state.settle_step(delta * state.kept, count)
         holds_together(state)
     assert (full.C[:, GONE] != 0).any()  # the start keeps its own
+
+
+def test_eq_2_pairs_settle_on_the_kinks_that_attract_them():
+    begin = newton(problem(m=256, kappa=0.05), settle_steps=0)
+    state = State(begin.problem, begin, ())
+    before = state.C / state.beta
+    for _ in range(3000):
+        state.settle_step(torch.zeros(8, dtype=torch.float64), count=False)
+    holds_together(state)
+    share, on = state.C / state.beta, state.Z.abs() < 1e-9
+    assert 0.01 < on.double().mean() < 0.2
+    assert share.min() > -1e-9 and share.max() < 1 + 1e-9
+    np.testing.assert_allclose(share[~on], (state.Z > 0).double()[~on], atol=1e-9)
+    assert (before - share).abs().max() > 0.1  # which it was not before
 
 
 def test_points_that_leave_take_their_pull_along():
