@@ -2,6 +2,7 @@
 # make test    test everything         make check       lint, format, unit tests: two minutes
 # make bench   timings against other ways to compute
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
+# make pdf     the built book as one PDF, printed by Chromium
 # make paper   record the chapters at the paper's scale
 # make sweep   record where each finding holds: other classes, seeds, n, ridges
 # make mutants wrong libraries that the tests do not notice: MODULE=bounds, SAMPLE=30
@@ -45,7 +46,8 @@ STAGE := $(BUILD)/executed
 BIN := $(VENV)/bin
 READY := $(VENV)/.ntk-influence
 LIB := $(wildcard lib/*.py book/*.py book/*.js)
-CHAPTERS := $(filter-out book/ledger.ipynb,$(wildcard book/*.ipynb))
+LAST := book/ledger.ipynb book/summary.ipynb# they count what the chapters checked
+CHAPTERS := $(filter-out $(LAST),$(wildcard book/*.ipynb))
 PAPER := _build/paper/book
 RETRAINED := _build/paper/retrain/complete
 STATIC := _config.yml _toc.yml $(shell find book -type f ! -name '*.ipynb' ! -name '*.py' ! -path '*/.*')
@@ -59,7 +61,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN := exec $(PYTHON) book/run.py
 CHAPTERS_PY := exec $(BIN)/python -m book.chapters
 
-.PHONY: help book site install test check lab bench notebooks paper sweep mutants clean
+.PHONY: help book site pdf install test check lab bench notebooks paper sweep mutants clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -74,6 +76,10 @@ site: $(SITE)
 	@echo "the book:   file://$(abspath $(SITE))"
 	@echo "the ledger: $(BUILD)/ledger.csv"
 
+# into the site, whose front page then has a link to it
+pdf: book
+	@exec $(BIN)/python -m book.pdf $(dir $(SITE))
+
 test: $(if $(filter book,$(MAKECMDGOALS)),book) $(READY)
 	$(STYLE)
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile
@@ -84,7 +90,7 @@ test: $(if $(filter book,$(MAKECMDGOALS)),book) $(READY)
 check: $(READY)
 	$(STYLE)
 	$(ONE_THREAD) $(BIN)/pytest -n $(JOBS) --dist loadfile -q \
-	    $(addprefix --ignore=tests/test_,records.py repository.py site.py)
+	    $(addprefix --ignore=tests/test_,pdf.py records.py repository.py site.py)
 
 # JupyterLab refuses to start as root, as one is in a container, unless told so
 lab: $(READY)
@@ -95,11 +101,11 @@ bench: $(READY)
 	    echo "== $$name"; $(BIN)/python -m bench.$$name || status=1; done; exit $$status
 
 # the outputs that git keeps are those of the default parameters
-notebooks: $(STAGE)/book/ledger.ipynb
-	@for chapter in $(CHAPTERS) book/ledger.ipynb; do \
+notebooks: $(LAST:%=$(STAGE)/%)
+	@for chapter in $(CHAPTERS) $(LAST); do \
 	    $(BIN)/python -m book.chapters clean $(STAGE)/$$chapter $$chapter || exit 1; \
 	done
-	@touch $(CHAPTERS:%=$(STAGE)/%) && touch $(BUILD)/ledger.csv && touch $(STAGE)/book/ledger.ipynb
+	@touch $(CHAPTERS:%=$(STAGE)/%) && touch $(BUILD)/ledger.csv && touch $(LAST:%=$(STAGE)/%)
 
 # the same chapters at the paper's scale, kept with date, machine and time
 RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 09-trust 10-complexity \
@@ -150,7 +156,7 @@ install:
 	    { echo "$(PYTHON) cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
 	@test $(READY) -nt pyproject.toml || \
 	    { echo "installing into $(VENV): a few minutes, once; the log: $(VENV)/install.log"; \
-	    $(RUN) --log $(VENV)/install.log $(BIN)/python -m pip install --no-compile --editable '.[book,test]'; }
+	    $(RUN) --log $(VENV)/install.log $(BIN)/python -m pip install --no-compile --editable '.[book,pdf,test]'; }
 	@touch $(READY)
 
 # chapters: executed again when they or the library change, and kept only if every claim holds
@@ -159,13 +165,13 @@ $(BUILD)/ledger.csv: $(CHAPTERS) $(RECORDS:%=$(STAGE)/%) $(LIB) book/chapters.py
 	@for page in $(STAGE)/book/*.ipynb; do test -e book/$${page##*/} || rm $$page; done
 	@$(CHAPTERS_PY) ledger $(STAGE)/book $@
 
-$(STAGE)/book/ledger.ipynb: book/ledger.ipynb $(BUILD)/ledger.csv
+$(LAST:%=$(STAGE)/%): $(STAGE)/%: % $(BUILD)/ledger.csv
 	@$(CHAPTERS_PY) execute $< $@
 
 $(STATIC:%=$(STAGE)/%): $(STAGE)/%: %
 	@mkdir -p $(@D) && cp $< $@
 
-$(SITE): $(STAGE)/book/ledger.ipynb $(STATIC:%=$(STAGE)/%) $(LIB)
+$(SITE): $(LAST:%=$(STAGE)/%) $(STATIC:%=$(STAGE)/%) $(LIB)
 	@rm -rf $(BUILD)/_build
 	@echo "building the site"
 	@$(RUN) --log $(BUILD)/site.log $(BIN)/jupyter-book build $(STAGE) --path-output $(BUILD) \

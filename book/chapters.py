@@ -12,34 +12,37 @@ from __future__ import annotations
 
 import argparse
 import ast
-import base64
 import csv
-import io
 import itertools
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from book import ledger
 from book.run import end_with_parent
 
 ROOT = Path(__file__).parents[1]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-RUNS = {"__init__", "chapters", "paper", "run", "sweep"}  # commands; pages import the others
+# pages import the others
+RUNS = {"__init__", "browser", "chapters", "extension", "paper", "pdf", "run", "sweep"}
 TOOLS = [file for file in sorted((ROOT / "book").glob("*.py")) if file.stem not in RUNS]
+LARGEST = 150_000  # bytes of a recorded picture
 LEAST = 20  # training images that every chapter can be executed with
 
 
@@ -115,7 +118,7 @@ def build(sources: list[Path], folder: Path, jobs: int, shared: dict) -> None:
         *TOOLS,
         *scripts,
         *(ROOT / "lib").glob("*.py"),
-        *(folder / "records").rglob("*.csv"),
+        *(folder / "records").rglob("*.*"),
     ]
     newest = max(os.path.getmtime(file) for file in common)
     logs = folder.parent / "logs"
@@ -173,25 +176,8 @@ def clean(source: Path, target: Path) -> None:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k not in noise}
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-            for output in cell.outputs:
-                if png := output.get("data", {}).get("image/png"):
-                    output.data["image/png"] = quantise(png)
     nbformat.validate(notebook)
     write(notebook, target)
-
-
-def quantise(png: str, colours: int = 128) -> str:
-    """Return a base64 PNG in at most so many colours; one that has a palette stays as it is."""
-    image = Image.open(io.BytesIO(base64.b64decode(png)))
-    if image.mode == "P":
-        return png
-    opaque = "A" not in image.getbands() or image.getchannel("A").getextrema()[0] == 255
-    method = Image.Quantize.MEDIANCUT if opaque else Image.Quantize.FASTOCTREE
-    buffer = io.BytesIO()
-    image.convert("RGB" if opaque else "RGBA").quantize(colours, method).save(
-        buffer, "PNG", optimize=True
-    )
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def collect(folder: Path, target: Path) -> None:
@@ -220,6 +206,7 @@ def record(notebook: Path, folder: Path) -> None:
 
     FOLDER/claims/NOTEBOOK.csv has its part of the ledger, FOLDER/NAME.csv each frame that
     `book.ledger.keep` names; both say when, on what and in how many seconds they were measured.
+    FOLDER/NAME.png is each figure that `book.plots.figure` names, with its data sets and its date.
     """
     seconds = nbformat.read(notebook, as_version=4).metadata["papermill"]["duration"]
     source = provenance() | {"seconds": round(seconds)}
@@ -232,6 +219,26 @@ def record(notebook: Path, folder: Path) -> None:
         target = folder / f"{name}.csv"
         target.parent.mkdir(parents=True, exist_ok=True)
         store(frame, target, float_format="%.6g")
+    for name, png in pictures(notebook).items():
+        draw(png, folder / f"{name}.png", f"{source['date']} · {source['machine']}")
+
+
+def pictures(notebook: Path) -> dict[str, bytes]:
+    """Return the figures that a notebook keeps, by name, as PNG; see `book.plots.figure`."""
+    outputs = [o for cell in nbformat.read(notebook, 4).cells for o in cell.get("outputs", ())]
+    kept = [output for output in outputs if "picture" in output.get("metadata", {})]
+    base64 = [re.search('base64,([^"]*)', output.data["text/html"])[1] for output in kept]
+    return {o.metadata["picture"]: b64decode(png) for o, png in zip(kept, base64, strict=True)}
+
+
+def draw(png: bytes, file: Path, source: str) -> None:
+    """Write a recorded picture that says where it comes from; raise for one above 150 kB."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Source", source)
+    Image.open(BytesIO(png)).save(file, "PNG", optimize=True, pnginfo=text)
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes; draw fewer or smaller pictures")
+    print(f"recorded {file}", flush=True)
 
 
 def compare(old: Path, new: Path) -> None:

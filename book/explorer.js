@@ -35,10 +35,12 @@ function side(title, rows, largest) {
       make("span", { class: "pair" }, bar(exact, "true"), make("b", {}, sign(exact))),
       make("span", { class: "pair" }, bar(estimate, "estimate"), make("span", {}, sign(estimate))));
     if (leverage !== undefined) words.append(make("small", {}, `leverage ${leverage.toFixed(2)}`));
+    if (one.note) words.append(make("small", { class: "wrong" }, one.note));
+    const alt = [`training image ${i}`, one.name, one.note].filter(Boolean).join(", ");
     list.append(make("li", { "data-row": i, "data-exact": exact, "data-estimate": estimate },
-      picture(one.image, `training image ${i}, ${one.name}`), words));
+      picture(one.image, alt), words));
   }
-  return make("div", { class: "side" }, make("h4", {}, title), list);
+  return make("div", { class: "side" }, make("p", {}, title), list);
 }
 
 function draw() {
@@ -50,7 +52,7 @@ function draw() {
   const guess = shown.f >= 0 ? state.plus : state.minus;
   view.replaceChildren(
     make("div", { class: "test" }, picture(one.image, `test image ${one.number}, ${one.name}`),
-      make("p", {}, `This is ${one.name}; the network says ${guess} (${sign(shown.f)}).`)),
+      make("p", {}, `This is ${one.name}; the network says ${guess} (output ${sign(shown.f)}).`)),
     side("helped most", shown.sides[0], largest), side("hurt most", shown.sides[1], largest),
     make("p", { class: "unit" }, make("span", { class: "bar true key" }), ` ${state.unit} `,
       make("span", { class: "bar estimate key" }), ` ${state.estimate}.`));

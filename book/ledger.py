@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import json
 import os
 import re
@@ -62,7 +63,7 @@ class Row:
         other = "" if self.holds else " <b>does not hold on these data</b>"
         cells = [
             "✓" if self.holds else "✗", f"<b>{_page(self.item)}</b>", _page(self.claim) + other,
-            f"measured {_page(self.measured)}, expected {_page(self.expected)}",
+            _page(self.measured), _page(self.expected),
         ]  # fmt: skip
         start = "<tr>" if self.holds else '<tr class="fails">'
         return start + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -71,8 +72,8 @@ class Row:
 class Block:
     """The rows of a cell: one line that says how many hold, and opens to a table of them."""
 
-    def __init__(self, rows: list[Row]):
-        self.rows = rows
+    def __init__(self, rows: list[Row], anchor: str = ""):
+        self.rows, self.anchor = rows, anchor
         self.checks = [row for row in rows if row.kind != "control"]
         self.controls = [row for row in rows if row.kind == "control"]
 
@@ -92,25 +93,26 @@ class Block:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         failing = not all(row.holds for row in self.rows)
-        tables = []
+        parts = [_head("holds", "item", "claim", "measured", "expected")]
         for setting in dict.fromkeys(row.setting for row in self.rows):
-            tables.append(f"<tbody><tr><th colspan=4>{_page(setting)}</th></tr>")
-            tables += [row.html for row in self.checks if row.setting == setting]
+            parts.append(f'<tbody><tr><th scope="rowgroup" colspan=5>{_page(setting)}</th></tr>')
+            parts += [row.html for row in self.checks if row.setting == setting]
             controls = [row.html for row in self.controls if row.setting == setting]
             if controls:
-                tables.append(
-                    "<tr><td colspan=4><i>controls, which must fail their check</i></td></tr>"
-                )
-            tables += [*controls, "</tbody>"]
+                words = "controls, which must fail their check"
+                parts.append(f"<tr><td colspan=5><i>{words}</i></td></tr>")
+            parts += [*controls, "</tbody>"]
+        # the anchor is inside, so that a link to it opens the line
         page = (
             f'<details class="checks{" fails" * failing}"{" open" * failing}>'
-            f"<summary>{self.line}</summary>"
-            f'<table class="dataframe checks">{"".join(tables)}</table></details>'
+            f'<summary>{self.line}</summary><div id="{self.anchor}" class="scroll" tabindex="0">'
+            f'<table class="dataframe checks">{"".join(parts)}</table></div></details>'
         )
         return {"text/plain": repr(self), "text/html": page}
 
 
 _waiting: list[Row] = []  # the rows of the cell that runs
+_blocks = itertools.count(1)  # numbers the blocks of a page, so that the ledger can lead to each
 
 
 def _show() -> None:
@@ -118,11 +120,19 @@ def _show() -> None:
     if _waiting:
         rows = _waiting.copy()
         _waiting.clear()
-        display(Block(rows), metadata={"ledger": [asdict(row) for row in rows]})
+        block = Block(rows, f"checks-{next(_blocks)}")
+        kept = {"ledger": [asdict(row) for row in rows], "block": block.anchor}
+        display(block, metadata=kept)
 
 
 if get_ipython():
     get_ipython().events.register("post_execute", _show)
+
+
+def _head(*names: str) -> str:
+    """The head of a table."""
+    cells = "".join(f'<th scope="col">{name}</th>' for name in names)
+    return f"<thead><tr>{cells}</tr></thead>"
 
 
 def _page(value) -> str:
@@ -236,8 +246,21 @@ def recorded(name: str, now: pd.DataFrame | None = None, folder="records") -> pd
         return now
     frame = pd.read_csv(file)
     for source in frame[["date", "machine", "versions"]].drop_duplicates().itertuples(index=False):
-        print("Recorded", *source, sep=" · ")
+        display(Source(" · ".join(["Recorded", *source])))
     return frame
+
+
+@dataclass(frozen=True)
+class Source:
+    """When, on what and with which versions something was recorded: a line in small letters."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f'<p class="source" style="font-size: 0.75rem">{_page(self.text)}</p>'
 
 
 def frames(path) -> dict[str, pd.DataFrame]:
@@ -263,8 +286,9 @@ def _notebooks(path) -> list[Path]:
 def collect(path) -> list[dict]:
     """Return the rows of a notebook, or of those of a folder in order of name, cell by cell.
 
-    Each is a dict of `COLUMNS` plus `notebook`, the file's name, and `anchor`, the last MyST label
-    `(label)=` before the cell. Raises `FileNotFoundError` if there is no notebook.
+    Each is a dict of `COLUMNS` plus `notebook`, the file's name, `anchor`, the last MyST label
+    `(label)=` before the cell, and `block`, the anchor of its line of checks. Raises
+    `FileNotFoundError` if there is no notebook.
     """
     rows = []
     for notebook in _notebooks(path):
@@ -274,34 +298,45 @@ def collect(path) -> list[dict]:
                 labels = re.findall(r"^\(([\w-]+)\)=\s*$", "".join(cell["source"]), re.MULTILINE)
                 anchor = labels[-1] if labels else anchor
             for output in cell.get("outputs", ()):
-                found = output.get("metadata", {}).get("ledger", [])
-                for row in found if isinstance(found, list) else [found]:  # one, in old notebooks
-                    rows.append(row | {"notebook": notebook.name, "anchor": anchor})
+                found = output.get("metadata", {})
+                where = {"notebook": notebook.name, "anchor": anchor, "block": found.get("block")}
+                for row in found.get("ledger", []):
+                    rows.append(row | where)
     return rows
+
+
+def data_set(setting: str) -> str:
+    """Return the data set that a setting begins with, or "other" where there is none.
+
+    >>> data_set("digits 3/8, n = 240, seed 0"), data_set("6 components, n = 252")
+    ('digits 3/8', 'other')
+    """
+    match = re.match(r"(?:images of )?([^,=]+ [^,=]+/[^,=]+?)(?: as files)?,", setting)
+    return match[1] if match else "other"
 
 
 def table(found: list[dict]) -> HTML:
     """Return the rows of `collect` as a table to filter and to sort.
 
-    Each item links to its section's page. Rows that do not hold have the class `fails`.
+    Each item links to the line of checks that measured it, or where there is no such line to its
+    section. Rows that do not hold have the class `fails`.
     """
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = []
     for one in found:
         cells = {name: _page(one[name]) for name in COLUMNS}
         page = Path(one["notebook"]).stem
-        cells["item"] = f'<a href="{page}.html#{one["anchor"]}">{cells["item"]}</a>'
+        anchor = one.get("block") or one["anchor"]
+        cells["item"] = f'<a href="{page}.html#{anchor}">{cells["item"]}</a>'
         cells["holds"] = "✓" if one["holds"] else "✗"
         start = "<tr" if one["holds"] else '<tr class="fails"'
         outcome = "holds" if one["holds"] else "does not hold"
-        data = f'data-kind="{one["kind"]}" data-page="{page}" data-outcome="{outcome}"'
-        rows.append(
-            f"{start} {data}>" + "".join(f"<td>{cell}</td>" for cell in cells.values()) + "</tr>"
-        )
+        data = f'data-page="{page}" data-data="{_page(data_set(one["setting"]))}"'
+        shown = "".join(f"<td>{cell}</td>" for cell in cells.values())
+        rows.append(f'{start} {data} data-outcome="{outcome}">{shown}</tr>')
     script = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
     return HTML(
-        '<div class="rows"><div style="overflow-x: auto"><table class="dataframe ledger">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></div>"
+        '<div class="rows"><div class="scroll" tabindex="0"><table class="dataframe ledger">'
+        f"{_head(*COLUMNS)}<tbody>{''.join(rows)}</tbody></table></div></div>"
         f"<script>(function (root) {{\n{script}\n}})"
         "(document.currentScript.previousElementSibling);</script>"
     )
@@ -322,8 +357,10 @@ def matrix(sweep: pd.DataFrame, runs: pd.DataFrame) -> HTML:
     settings = runs[["group", "setting"]].drop_duplicates()
     status = runs.set_index(["page", "setting"]).status
     groups = settings.groupby("group", sort=False).size().items()
-    top = "".join(f'<th colspan="{size}">{_page(group)}</th>' for group, size in groups)
-    names = "".join(f"<th><span>{_page(name)}</span></th>" for name in settings.setting)
+    top = "".join(
+        f'<th scope="colgroup" colspan="{size}">{_page(group)}</th>' for group, size in groups
+    )
+    names = "".join(f'<th scope="col"><span>{_page(name)}</span></th>' for name in settings.setting)
     rows = []
     for row in sweep.to_dict("records"):
         link = f'<a href="{row["page"]}.html#{row["anchor"]}">{_page(row["item"])}</a>'
@@ -333,9 +370,10 @@ def matrix(sweep: pd.DataFrame, runs: pd.DataFrame) -> HTML:
             cells += f'<td class="{kind}">{mark}</td>'
         rows.append(f"<tr>{cells}</tr>")
     return HTML(
-        '<div style="overflow-x: auto"><table class="dataframe matrix"><thead>'
-        f'<tr><th colspan="2"></th>{top}</tr><tr><th>item</th><th>finding</th>{names}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<table class="dataframe matrix"><thead>'
+        f'<tr><td colspan="2"></td>{top}</tr>'
+        f'<tr><th scope="col">item</th><th scope="col">finding</th>{names}</tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table>"
     )
 
 

@@ -55,6 +55,11 @@ def first_of_each_class(d: data.Data) -> list[int]:
     return [int(np.flatnonzero(d.Y_te == y)[0]) for y in (1, -1)]
 
 
+def class_names(d: data.Data, labels) -> list[str]:
+    """The name of the class that each label ±1 stands for."""
+    return [d.classes[int(y < 0)] for y in labels]
+
+
 def rms(x) -> float:
     """Root of the mean square.
 
@@ -110,6 +115,24 @@ def at_rest(train, *args, **how):
         return train(*args, **how)
     except RuntimeError as error:
         print("no rest:", error, *getattr(error, "__notes__", ()))
+
+
+SHORT = {  # names of groups of classes, and of data sets, in few words
+    "0+1+2+3+4": "0–4", "5+6+7+8+9": "5–9", "0+2+4+6+8": "even", "1+3+5+7+9": "odd",
+    "airplane+automobile+ship+truck": "vehicle", "bird+cat+deer+dog+frog+horse": "animal",
+    "mnist": "MNIST", "cifar10-subset": "CIFAR-10", "cifar10-subset/train": "CIFAR-10",
+}  # fmt: skip
+
+
+def plain(label: str) -> str:
+    """Data set and classes in few words, for titles.
+
+    >>> plain("mnist 4/9"), plain("digits 0+2+4+6+8/1+3+5+7+9"), plain("photos cat/dog")
+    ('MNIST 4/9', 'digits even/odd', 'photos cat/dog')
+    """
+    source, classes = label.split(" ", 1)
+    words = "/".join(SHORT.get(name, name) for name in classes.split("/"))
+    return f"{SHORT.get(source, source)} {words}"
 
 
 def two_lines(label: str) -> str:

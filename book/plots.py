@@ -1,10 +1,21 @@
-"""One style for every figure: colour-blind safe, legible on a phone and in dark mode."""
+"""Figures and tables for readers, in one style: colour-blind safe, legible on a phone, in the dark.
+
+Every figure has a number, a caption that says what to see, and a text for those who cannot see it.
+"""
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
+from IPython.display import HTML, display
+from PIL import Image
 
 from lib import check
 
@@ -72,3 +83,88 @@ def images(rows: dict[str, tuple[np.ndarray, list[str]]]):
             axis.set(xticks=[], yticks=[], frame_on=False)
             axis.set_xlabel(caption, fontsize=11)
     return figure
+
+
+def figure(number: str, caption: str, alt: str, record: str | None = None) -> None:
+    """Show the current figure with its number, a caption that says what to see, and a text.
+
+    `number` is that of the chapter and of the figure in it, for instance "3.1". `alt` describes
+    the figure to those who cannot see it. Under the name `record`, `make paper` keeps the figure as
+    a picture, which `recorded_figure` shows. The figure is closed.
+    """
+    buffer = io.BytesIO()
+    plt.gcf().savefig(buffer, format="png")
+    plt.close()
+    kept = {"picture": record} if record else {}
+    display(_figure(number, caption, alt, quantise(buffer.getvalue())), metadata=kept)
+
+
+def recorded_figure(name: str, number: str, caption: str, alt: str, folder="records") -> None:
+    """Show the picture that `make paper` recorded under `name`, and when and on what it was drawn.
+
+    Where there is no FOLDER/NAME.png, as in `make paper` itself, a line says so.
+    """
+    file = Path(folder) / f"{name}.png"
+    if not file.is_file():
+        print(f"No picture {name}: `make paper` draws it.")
+        return
+    source = Image.open(file).text["Source"]
+    display(_figure(number, f"{caption} (Recorded · {source})", alt, file.read_bytes()))
+
+
+def _figure(number: str, caption: str, alt: str, png: bytes) -> HTML:
+    """A figure as a page shows it."""
+    width = Image.open(io.BytesIO(png)).width * 2 // 3
+    picture = base64.b64encode(png).decode()
+    return HTML(
+        f'<figure class="plot" style="margin: 0 0 1.5em"><img alt="{html.escape(alt)}" '
+        f'width="{width}" style="max-width: 100%" src="data:image/png;base64,{picture}">'
+        f"<figcaption><b>Figure {number}.</b> {html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def quantise(png: bytes, colours: int = 128) -> bytes:
+    """Return a PNG in at most so many colours; one that has a palette stays as it is."""
+    image = Image.open(io.BytesIO(png))
+    if image.mode == "P":
+        return png
+    buffer = io.BytesIO()
+    image.convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT).save(
+        buffer, "PNG", optimize=True
+    )
+    return buffer.getvalue()
+
+
+def table(number: str, caption: str, frame: pd.DataFrame | HTML, digits: int = 3) -> HTML:
+    """Return a table for readers: number, caption, no index; numbers in so many digits.
+
+    Columns say their units in their names. A value that is missing is a dash. A table that is HTML
+    already stays as it is.
+
+    >>> page = table("3.1", "Errors.", pd.DataFrame({"estimate": ["Î"], "error (%)": [12.3456]}))
+    >>> "<b>Table 3.1.</b> Errors." in page.data, "<td>12.3</td>" in page.data
+    (True, True)
+    """
+    if isinstance(frame, HTML):
+        shown = frame.data
+    else:
+        cells = frame.map(lambda value: _cell(value, digits)).rename_axis(columns=None)
+        shown = cells.to_html(index=False, border=0).replace("<th>", '<th scope="col">')
+    return HTML(
+        f'<figure class="table" style="margin: 0 0 1.5em"><figcaption><b>Table {number}.</b> '
+        f'{html.escape(caption)}</figcaption><div class="scroll" tabindex="0">'
+        f"{shown}</div></figure>"
+    )
+
+
+def _cell(value, digits: int) -> str:
+    """A value of a table in so many digits; whole numbers have all theirs."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if not isinstance(value, float | np.floating):
+        return str(value).replace("-", "−") if isinstance(value, int | np.integer) else str(value)
+    if not np.isfinite(value):
+        return "–" if np.isnan(value) else str(value)
+    whole = value.is_integer() and abs(value) < 1e6
+    text = f"{value:.0f}" if whole else f"{value:#.{digits}g}".rstrip(".")  # 1.10, not 1.1
+    return text.replace("-", "−")

@@ -1,5 +1,6 @@
 """Claims raise when they fail, controls when they hold, and records survive in a notebook."""
 
+import itertools
 import json
 
 import numpy as np
@@ -54,6 +55,7 @@ def shown(monkeypatch):
         outputs.append({"output_type": "display_data"} | bundle)
 
     monkeypatch.setattr(ledger, "display", display)
+    monkeypatch.setattr(ledger, "_blocks", itertools.count(1))
     return outputs
 
 
@@ -139,8 +141,10 @@ def test_records_are_collected_in_order_with_their_section(shown, tmp_path):
     assert [r["anchor"] for r in records] == ["", "eq-4", "eq-4"]
     assert records[0]["measured"] == "1.23" and all(r["holds"] for r in records)
     page = table(records).data
-    assert "".join(f"<th>{name}</th>" for name in COLUMNS) in page
-    assert page.count("<tr") == 4 and '<a href="02-b.html#eq-4">Eq 4</a>' in page
+    assert "".join(f'<th scope="col">{name}</th>' for name in COLUMNS) in page
+    assert [r["block"] for r in records] == ["checks-3", "checks-1", "checks-2"]
+    assert page.count("<tr") == 4 and '<a href="02-b.html#checks-1">Eq 4</a>' in page
+    assert 'id="checks-1"' in shown[0]["data"]["text/html"]
     assert "n &lt; 3 &amp; more" in page and "n < 3" not in page
 
 
@@ -151,9 +155,10 @@ def test_rows_that_do_not_hold_are_marked(shown, monkeypatch, tmp_path):
     notebook(tmp_path / "01-a.ipynb", {"cell_type": "code", "outputs": shown})
     page = table(collect(tmp_path)).data
     head, first, second = page.split("<tr")[1:]
-    assert "<th>kind</th>" in head and "<td>finding</td>" in first
+    assert '<th scope="col">kind</th>' in head and "<td>finding</td>" in first
     assert "fails" not in first and "✗" not in first
-    assert second.startswith(' class="fails" data-kind="finding"') and "<td>✗</td>" in second
+    assert second.startswith(' class="fails"') and "<td>✗</td>" in second
+    assert 'data-outcome="does not hold"' in second and "<td>finding</td>" in second
 
 
 def test_what_a_page_shows_is_escaped(shown):
@@ -184,8 +189,8 @@ def test_the_rows_of_a_cell_are_one_line_that_opens_to_a_table():
 def test_counts_are_shown_in_full(shown):
     claim("Eq 4", "pairs", "n = 2", 93_100, "> 0")
     refute("Eq 4", "pairs", "n = 2", 1234.5, "== 0")
-    assert "measured 93100, expected &gt; 0<" in shown[0]["data"]["text/html"]
-    assert "measured 1.23e+03, expected not = 0<" in shown[1]["data"]["text/html"]
+    assert "<td>93100</td><td>&gt; 0</td>" in shown[0]["data"]["text/html"]
+    assert "<td>1.23e+03</td><td>not = 0</td>" in shown[1]["data"]["text/html"]
     for count, text in ((10**9 - 1, "999999999"), (10**9, "1e+09")):
         claim("Eq 4", "pairs", "n = 2", count, "> 0")
         assert shown[-1]["metadata"]["ledger"][0]["measured"] == text
@@ -198,7 +203,7 @@ def test_a_folder_without_notebooks(tmp_path):
         collect(tmp_path / "not-there.ipynb")
 
 
-def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, capsys):
+def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, capsys, monkeypatch):
     kept = pd.DataFrame({"t": [0.1, 1.0], "data": ["mnist 4/9", "a, b"]})
     keep("fig-7", kept.iloc[:1])
     keep("fig-7", kept.iloc[1:])
@@ -208,8 +213,11 @@ def test_what_a_notebook_keeps_is_recorded_with_its_source(shown, tmp_path, caps
     kept.assign(date="2026-01-02", machine="two cores", versions="torch 9").to_csv(
         tmp_path / "fig-7.csv", index=False
     )
+    monkeypatch.undo()  # the display of a terminal
     assert recorded("fig-7", now=None, folder=tmp_path)[["t", "data"]].equals(kept)
-    assert capsys.readouterr().out == "Recorded · 2026-01-02 · two cores · torch 9\n"
+    source = "Recorded · 2026-01-02 · two cores · torch 9"
+    assert capsys.readouterr().out == f"{source}\n"
+    assert ledger.Source("1 < 2")._repr_html_().endswith(">1 &lt; 2</p>")
     assert recorded("fig-6", now=kept, folder=tmp_path) is kept
     with pytest.raises(FileNotFoundError, match="there is no record .*fig-6.csv'; `make paper`"):
         recorded("fig-6", folder=tmp_path)
@@ -240,7 +248,8 @@ def test_where_each_finding_holds_is_a_table_of_marks():
     )
     page = matrix(sweep, runs).data
     groups, names, first, second = page.split("<tr>")[1:]
-    assert '<th colspan="2">other λ</th><th colspan="1">other n</th>' in groups
+    head = '<th scope="colgroup" colspan="{}">{}</th>'.format
+    assert head(2, "other λ") + head(1, "other n") in groups
     assert "<span>λ &lt; 10</span>" in names
     assert '<a href="02-b.html#fig-2">Fig 2</a></td><td>a &lt; b</td>' in first
     marks = [("all", "✓"), ("none", "✗"), ("none", "!"), ("", "·")]

@@ -22,7 +22,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from book import chapters, sweep
+from book import chapters, plots, sweep
 from tests import mutants
 
 ROOT = Path(__file__).parents[1]
@@ -154,7 +154,7 @@ def test_chapter_records_claims_that_hold(path, code):
     records = [
         row for c in code for o in c.outputs for row in o.get("metadata", {}).get("ledger", [])
     ]
-    assert records or path.stem == "ledger"
+    assert records or path.stem in ("ledger", "summary")  # which count those of the others
     assert all(record["holds"] for record in records)
 
 
@@ -183,16 +183,93 @@ def test_shared_parameter_that_no_chapter_has_is_refused(path, tmp_path):
         chapters.execute(path, tmp_path / path.name, {}, {"n_trian": 20})
 
 
-def test_quantised_picture_stays_as_it_is():
-    from base64 import b64encode
-    from io import BytesIO
+def test_figures_that_are_named_are_recorded_as_pictures(tmp_path):
+    from IPython.display import HTML
 
-    from PIL import Image
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "display", lambda page, metadata=None: drawn.append((page, metadata)))
+        for name in (None, "fig-4"):
+            plots.plt.plot([1, 2])
+            plots.figure("1.1", "A line.", "One line that rises.", record=name)
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": page.data}, metadata=kept)
+        for page, kept in drawn
+    ]
+    assert all(isinstance(page, HTML) for page, _ in drawn)
+    cell = nbformat.v4.new_code_cell("", outputs=outputs)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    kept = chapters.pictures(tmp_path / "a.ipynb")
+    assert list(kept) == ["fig-4"] and kept["fig-4"].startswith(b"\x89PNG")
+    chapters.draw(kept["fig-4"], tmp_path / "fig-4.png", "2026-01-02 · two cores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "display", lambda page: drawn.append(page))
+        plots.recorded_figure("fig-4", "1.2", "A line.", "One line.", folder=tmp_path)
+    assert "<b>Figure 1.2.</b> A line. (Recorded · 2026-01-02 · two cores)" in drawn[-1].data
+    assert 'alt="One line."' in drawn[-1].data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chapters, "LARGEST", 100)
+        with pytest.raises(ValueError, match="bytes; draw fewer or smaller pictures"):
+            chapters.draw(kept["fig-4"], tmp_path / "fig-4.png", "")
 
-    buffer = BytesIO()
-    Image.radial_gradient("L").convert("RGB").save(buffer, "PNG")
-    once = chapters.quantise(b64encode(buffer.getvalue()).decode())
-    assert chapters.quantise(once) == once and len(once) < len(b64encode(buffer.getvalue()))
+
+# --- the form of a page ---------------------------------------------------------------------------
+
+LONGEST = 30  # lines of a cell
+PAGES = [page for page in NOTEBOOKS if re.match(r"\d\d-", page.name)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_begins_with_its_question_and_ends_with_its_checks(page):
+    cells = nbformat.read(page, as_version=4).cells
+    first = cells[0].source
+    assert first.startswith("# ") and re.search(r"\*\*[^*]*\?\*\*", first), "a question in bold"
+    (closed,) = [k for k, c in enumerate(cells) if "\n## How this was checked\n" in c.source]
+    rest = [c.source for c in cells[closed + 1 :] if c.cell_type == "markdown"]
+    rest.append(cells[closed].source.split("## How this was checked")[1])
+    assert not [text for text in rest if re.search("^##? ", text, re.MULTILINE)], "it comes last"
+    assert "## What it means for you" in "\n".join(cell.source for cell in cells[: closed + 1])
+    for k, cell in enumerate(cells):
+        if cell.cell_type == "code":
+            tags = cell.metadata.get("tags", ())
+            lines = len(cell.source.splitlines())
+            assert lines <= LONGEST and ("hide-input" in tags or lines <= 14), cell.source
+            calls = re.search(r"\b(claim|finding|refute)\(", cell.source)
+            assert not calls or k > closed, cell.source
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_figures_and_tables_have_numbers_in_order_captions_and_texts(page):
+    chapter = str(int(page.name[:2]))
+    found = {"Figure": [], "Table": []}
+    for cell in nbformat.read(page, as_version=4).cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            assert "image/png" not in data, "a figure without plots.figure"
+            shown = data.get("text/html", "")
+            for kind, number, caption in re.findall(r"<b>(\w+) ([\d.]+)\.</b> ([^<]*)", shown):
+                found[kind].append(number)
+                assert len(caption) > 15, caption
+            texts = re.findall(r'<img alt="([^"]*)"', shown)
+            assert all(len(text) > 30 for text in texts) and shown.count(
+                '<figure class="plot'
+            ) == len(texts)
+            raw = 'class="dataframe"' in shown and "figcaption" not in shown
+            assert not raw, "a table without plots.table"
+    for numbers in found.values():
+        assert numbers == [f"{chapter}.{k + 1}" for k in range(len(numbers))]
+    assert found["Figure"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_picture_comes_before_the_first_section(page):
+    cells = nbformat.read(page, as_version=4).cells
+    section = next(k for k, cell in enumerate(cells) if re.search("^## ", cell.source, re.M))
+    shown = [str(cell.get("outputs", "")) for cell in cells[:section]]
+    pictures = [k for k, x in enumerate(shown) if re.search('class=\\\\?"(plot|explorer)', x)]
+    assert pictures, "no picture in the first screen"
+    code = [cell for cell in cells[: pictures[0]] if cell.cell_type == "code"]
+    assert len(code) <= 4 and all("hide-input" in tags(cell) for cell in code)
 
 
 # --- commands ---------------------------------------------------------------------------------
