@@ -124,19 +124,14 @@ def _figure(number: str, caption: str, alt: str, png: bytes) -> HTML:
 
 
 def quantise(png: bytes, colours: int = 128) -> bytes:
-    """Return a PNG in at most so many colours; one that has a palette stays as it is."""
-    image = Image.open(io.BytesIO(png))
-    if image.mode == "P":
-        return png
-    buffer = io.BytesIO()
-    image.convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT).save(
-        buffer, "PNG", optimize=True
-    )
+    """Return a PNG in at most so many colours."""
+    image, buffer = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    image.quantize(colours, Image.Quantize.MEDIANCUT).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def table(number: str, caption: str, frame: pd.DataFrame | HTML, digits: int = 3) -> HTML:
-    """Return a table for readers: number, caption, no index; numbers in so many digits.
+    """Return a table for readers: number, caption, no index; numbers in so many digits or more.
 
     Columns say their units in their names. A value that is missing is a dash. A table that is HTML
     already stays as it is.
@@ -158,13 +153,19 @@ def table(number: str, caption: str, frame: pd.DataFrame | HTML, digits: int = 3
 
 
 def _cell(value, digits: int) -> str:
-    """A value of a table in so many digits; whole numbers have all theirs."""
+    """A value of a table; numbers that are measured have decimals, and counts have none."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    if not isinstance(value, float | np.floating):
-        return str(value).replace("-", "−") if isinstance(value, int | np.integer) else str(value)
-    if not np.isfinite(value):
-        return "–" if np.isnan(value) else str(value)
-    whole = value.is_integer() and abs(value) < 1e6
-    text = f"{value:.0f}" if whole else f"{value:#.{digits}g}".rstrip(".")  # 1.10, not 1.1
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            return "–" if np.isnan(value) else str(value)
+        text = f"{value:#.{digits}g}"  # 1.10, not 1.1
+        if text.endswith("."):
+            text = f"{value:.1f}"
+        elif abs(value) >= 1000 and value.is_integer():
+            text = f"{value:.0f}"
+    elif isinstance(value, int | np.integer):
+        text = str(value)
+    else:
+        return str(value)
     return text.replace("-", "−")
