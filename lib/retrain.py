@@ -83,7 +83,7 @@ def retrain(
     starts from a state of the training on all points: from its end for gradient descent, and from
     the end of its flow for Newton. Otherwise it starts from W(0). `workers` is joblib's n_jobs
     (None: as configured around the call). Each training runs on `threads` threads of torch,
-    whatever is set outside, since the order of its sums, so the last digits, depends on it. A
+    whatever is set outside: their number decides the order of sums, and so the last digits. A
     process holds one problem and one warm start, m·(3n + t) numbers, and each running task 2·m·n
     more, or 4·m·n while Newton follows the flow from a cold start.
 
