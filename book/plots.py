@@ -159,11 +159,13 @@ def _cell(value, digits: int) -> str:
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
             return "–" if np.isnan(value) else str(value)
-        text = f"{value:#.{digits}g}"  # 1.10, not 1.1
-        if text.endswith("."):
-            text = f"{value:.1f}"
-        elif abs(value) >= 1000 and value.is_integer():
+        if abs(value) >= 1000 and value.is_integer():
             text = f"{value:.0f}"
+        elif 10 ** (digits - 1) <= abs(value) < 1e6:
+            text = f"{value:.1f}"
+        else:
+            text = f"{value:#.{digits}g}"  # 1.10, not 1.1
+            text += "0" * text.endswith(".")  # 99.96 is 100. in three digits
     elif isinstance(value, int | np.integer):
         text = str(value)
     else:

@@ -1,5 +1,6 @@
 """One style: white ground, letters that survive a phone, a colour-blind safe cycle."""
 
+import re
 from io import BytesIO
 
 import matplotlib as mpl
@@ -121,6 +122,16 @@ def test_a_table_is_for_readers():
     assert [f"<td>{cell}</td>" in page for cell in cells] == [True] * len(cells)
     assert page.count("<td>") == len(cells) == page.count('<th scope="col">')  # and no index
     assert "kind" not in page and '<div class="scroll" tabindex="0">' in page
+
+
+def test_measured_numbers_have_decimals_and_large_ones_no_exponent():
+    values = [0.0, 1.1, 9.9996, 99.96, 100.0, 123.45, 1234.5, 16_000.0, 1e-11, 2.5e7]
+    page = plots.table("3.1", "All kinds.", pd.DataFrame({"x": values})).data
+    cells = ["0.00", "1.10", "10.0", "100.0", "100.0", "123.5", "1234.5", "16000", "1.00e−11",
+             "25000000"]  # fmt: skip
+    assert re.findall("<td>(.*?)</td>", page) == cells
+    tens = plots.table("3.1", "Two digits.", pd.DataFrame({"x": [100.0, 7.0]}), digits=2).data
+    assert re.findall("<td>(.*?)</td>", tens) == ["100.0", "7.0"]
 
 
 def test_a_table_that_is_html_stays_as_it_is():
