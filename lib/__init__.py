@@ -7,7 +7,12 @@ in the Over-parameterized Regime* (AAAI 2022). Each module holds one idea:
 - `lib.kernel`: the neural tangent kernel (Eq 4)
 - `lib.influence`: what follows from predictions alone (Eq 7, 8, 14)
 - `lib.inverse`: the inverse that everything is a product with
+- `lib.packed`: the same in half the memory or in a folder, for tens of thousands of points
+- `lib.cluster`: the same on the machines of a Dask cluster
 - `lib.ridge`: kernel ridge regression and its influence (Eq 5, 6, 9, 13, 15)
+- `lib.changes`: groups that leave, other labels, new points
+- `lib.stream`: influence on many test points, a block at a time
+- `lib.labels`: how suspicious each training label is
 - `lib.dynamics`: the same at every moment of training
 - `lib.bounds`: bounds on the error of the usual estimate (Eq 16, 17)
 - `lib.complexity`: what a point adds to the complexity of the model (Eq 19)
@@ -18,6 +23,7 @@ in the Over-parameterized Regime* (AAAI 2022). Each module holds one idea:
 - `lib.retrain`: the actual influence, by training again (Eq 7)
 - `lib.journal`: a file of results that survives
 - `lib.ihvp`: the usual estimate for a network of finite width (Eq 12)
+- `lib.audit`, `lib.points`, `lib.report`: the tool: an audit of a data set, and its report
 - `lib.check`: what is said of bad input
 """
 

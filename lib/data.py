@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from lib import check
 
@@ -192,6 +193,31 @@ def load(
     return data
 
 
+def pools(name: str, size: int | None = None) -> tuple[list[str], list[str], list[Pool]]:
+    """Return all classes there are, those that `name` lists or all, and the images to `read`.
+
+    The images are one pool, or two, of training and of test images. `name`, `size` and errors are
+    those of `load`.
+
+    >>> classes, wanted, (pool,) = pools("digits:3/8")
+    >>> len(classes), wanted, read(pool, [0, 1])[1].shape
+    (10, ['3', '8'], (2, 64))
+    """
+    size = None if size is None else check.integer("size", size)
+    source, there, groups = _parse(text("name", name), ALL)
+    train, test = _pools(source, there, size)
+    return there, [there[k] for k in sum(groups, [])], [train] if test is None else [train, test]
+
+
+def read(
+    pool: Pool, index, size: int | None = None, progress: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images of a pool, as in `Data`, and their pixels as rows of unit norm."""
+    index = np.asarray(index)
+    (images,) = _read([(pool, index)], np.unique(pool.targets[index]).tolist(), size, progress)
+    return images, _unit("the", images, pool, index)
+
+
 def text(argument: str, name) -> str:
     """Return a name as text; a whole number, as a parameter of a notebook may be, is a folder's."""
     if isinstance(name, int) and not isinstance(name, bool):
@@ -212,11 +238,11 @@ def is_name(name: str) -> bool:
         return False
 
 
-def _parse(name: str) -> tuple[str, list[str], list[list[int]]]:
+def _parse(name: str, default: str = "") -> tuple[str, list[str], list[list[int]]]:
     """Return the data set of "photos:cats+dogs/birds", its classes, and those of each label."""
     colons = [i for i, letter in enumerate(name) if letter == ":"]
     for end in (len(name), *reversed(colons)):
-        source, wanted = name[:end].strip(), name[end + 1 :].strip()
+        source, wanted = name[:end].strip(), name[end + 1 :].strip() or default
         if source in CLASSES or _folder(source):
             there = CLASSES.get(source) or _sub_folders(_folder(source))
             return source, there, _groups(source, wanted, there)
@@ -377,19 +403,20 @@ def _files(folder: Path, there: list[str]) -> Pool:
 
 
 def _read(
-    draws: list[tuple[Pool, np.ndarray]], classes: list[int], size: int | None
+    draws: list[tuple[Pool, np.ndarray]], classes: list[int], size: int | None, progress=False
 ) -> list[np.ndarray]:
     """Return the images at the given positions of each pool; all of one size."""
     if draws[0][0].images is not None:
         return [pool.images[index] / float(pool.white) for pool, index in draws]
     try:
-        images = [[_pixels(file, size) for file in pool.files[index]] for pool, index in draws]
+        files = [tqdm(p.files[i], desc="images", disable=not progress) for p, i in draws]
+        images = [[pixels(file, size) for file in part] for part in files]
     except OSError:
         files = {f for pool, _ in draws for f in pool.files[np.isin(pool.targets, classes)]}
         damaged = []
         for file in sorted(files):
             try:
-                _pixels(file, size)
+                pixels(file, size)
             except OSError as error:
                 damaged.append(str(error))
         raise OSError(
@@ -406,7 +433,7 @@ def _read(
     return [np.stack(part) for part in images]
 
 
-def _pixels(file: str, size: int | None) -> np.ndarray:
+def pixels(file: str, size: int | None) -> np.ndarray:
     """Return an image as (height, width, 3) in [0, 1]; `OSError` names a file that has none."""
     try:
         with Image.open(str(file)) as image:
@@ -439,7 +466,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def _torchvision(source: str, train: bool):
     """Return MNIST or CIFAR-10 from `root()`, downloading it with checksums if it is not there."""
-    datasets = _import_datasets()
+    datasets = import_datasets()
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[source]
     where = root()
     try:
@@ -461,7 +488,7 @@ def _torchvision(source: str, train: bool):
         ) from error
 
 
-def _import_datasets():
+def import_datasets():
     """Import torchvision.datasets, also beside a CPU build of torch that lacks its operators.
 
     Only the schemas of two compiled operators are missing then, and no data set uses them:

@@ -109,6 +109,27 @@ class Flow:
         """Return the training residuals r_i(t) = f(x_i; t) − y_i, shaped like Y."""
         return self.end.r if _time(t) == math.inf else self.K @ self.beta(t) - self.Y
 
+    def rho(self, t: float) -> np.ndarray:
+        """Return the leave-one-out residuals ρ_i(t) = f^{∖i}(x_i; t) − y_i, shaped like Y.
+
+        `remove` for each point on its own: ρ_i = r_i − Re Σ_k 2t (c_k/ζ_k) [KR_k]_ii [R_kY]_i /
+        [R_k]_ii (Eq 9 for resolvents).
+
+        >>> Flow([[0.5, 0.0], [0.0, 0.5]], [1.0, -1.0], lam=0.5).rho(math.log(2)).round(9).tolist()
+        [-1.0, 1.0]
+        """
+        t = _time(t)
+        if t == math.inf:
+            return self.end.rho
+        poles, weights = self._poles(t)
+        squared = self.V**2
+        factor = weights * (squared @ (self.mu * poles).T) / (squared @ poles.T)
+        lost = sum(
+            (((self.V * pole) @ self._y).T * part).real
+            for pole, part in zip(poles, factor.T, strict=True)
+        )
+        return self.r(t) - lost.T
+
     def predict(self, k, t: float) -> np.ndarray:
         """Return f(x_te; t) = kᵀβ(t), (t_e,) or (t_e, c), for k = K∞(X, X_te), (n, t_e) or (n,)."""
         return check.columns(k, len(self.Y)).T @ self.beta(t)

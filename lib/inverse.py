@@ -14,6 +14,8 @@ one that holds less than n² numbers, can take the place of `Inverse`:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.linalg import blas, eigh, eigvalsh_tridiagonal, lapack
 
@@ -42,6 +44,8 @@ class Inverse:
     def __matmul__(self, b: np.ndarray) -> np.ndarray:
         return times(self._Q, b)
 
+    solve = __matmul__
+
     def diagonal(self) -> np.ndarray:
         return self._Q.diagonal()
 
@@ -62,28 +66,55 @@ class Inverse:
             squares[here] = sum(np.einsum("ij,ij->i", part, part) for part in parts)
         return squares
 
-    def largest(self, steps: int = 20) -> float:
-        """Return a lower bound of the largest eigenvalue, from `steps` steps of Lanczos.
+    def largest(self) -> float:
+        return lanczos(lambda v: blas.dsymv(1.0, self._Q.T, v), len(self._Q))
 
-        For a random start it lies below (1 − ε) times that eigenvalue with a probability of at most
-        1.65 √n e^{−√ε (2·steps − 1)}. Source: Kuczyński and Woźniakowski (1992), Theorem 4.2.
 
-        >>> round(Inverse(np.diag([1.0, 0.5, 0.25]), 0).largest(), 12)
-        4.0
-        """
-        v = np.random.default_rng(0).standard_normal(len(self._Q))
-        v, before, b = v / np.linalg.norm(v), np.zeros(len(v)), 0.0
-        main, side = [], []
-        for _ in range(min(steps, len(v))):
-            w = blas.dsymv(1.0, self._Q.T, v) - b * before
-            main.append(w @ v)
-            w -= main[-1] * v
-            b = np.linalg.norm(w)
-            side.append(b)
-            if b <= 1e-12 * main[0]:
-                break
-            before, v = v, w / b
-        return float(eigvalsh_tridiagonal(main, side[:-1])[-1])
+class KernelInverse:
+    """What the inverses of K + λI have in common that make K = kernel(X) themselves, in parts.
+
+    X is (n, d), `kernel(X, X2)` is for instance `lib.kernel.ntk`. Theirs are `@`, `diagonal`,
+    `rows` and `off_diagonal`.
+    """
+
+    def __init__(self, kernel: Callable, X, lam: float):
+        self.kernel, self.X = kernel, check.array("X", X, 2)
+        self.lam = check.number("lam", lam, at_least=0)
+
+    def block(self, index) -> np.ndarray:
+        return self.rows(index)[:, np.atleast_1d(index)]
+
+    def largest(self) -> float:
+        return lanczos(self.__matmul__, len(self.X))
+
+    def kernel_diagonal(self) -> np.ndarray:
+        """K_ii, (n,)."""
+        parts = (self.X[i : i + TILE] for i in range(0, len(self.X), TILE))
+        return np.concatenate([np.diagonal(self.kernel(part)) for part in parts])
+
+
+def lanczos(times: Callable, n: int, steps: int = 20) -> float:
+    """Return a lower bound of the largest eigenvalue of a symmetric A, given v ↦ Av, (n,).
+
+    For a random start it lies below (1 − ε) times that eigenvalue with a probability of at most
+    1.65 √n e^{−√ε (2·steps − 1)}. Source: Kuczyński and Woźniakowski (1992), Theorem 4.2.
+
+    >>> round(lanczos(lambda v: np.array([1.0, 2.0, 4.0]) * v, 3), 12)
+    4.0
+    """
+    v = np.random.default_rng(0).standard_normal(n)
+    v, before, b = v / np.linalg.norm(v), np.zeros(n), 0.0
+    main, side = [], []
+    for _ in range(min(steps, n)):
+        w = times(v) - b * before
+        main.append(w @ v)
+        w -= main[-1] * v
+        b = np.linalg.norm(w)
+        side.append(b)
+        if b <= 1e-12 * main[0]:
+            break
+        before, v = v, w / b
+    return float(eigvalsh_tridiagonal(main, side[:-1])[-1])
 
 
 def times(A: np.ndarray, b: np.ndarray) -> np.ndarray:

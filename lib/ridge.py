@@ -18,6 +18,7 @@ import numpy as np
 from lib import check
 from lib.influence import Influence
 from lib.inverse import Inverse, times
+from lib.packed import PackedInverse
 
 
 class Ridge:
@@ -49,20 +50,42 @@ class Ridge:
     """
 
     def __init__(self, K, Y, lam: float):
-        self.K, self.Y, self.lam = check.regression(K, Y, lam)
-        self.Q = Inverse(self.K, self.lam)
-        q, self.diagonal = self.Q.diagonal(), self.K.diagonal().copy()
-        if self.lam > 0:
-            rounding = len(q) * np.finfo(float).eps * (self.diagonal.sum() + len(q) * self.lam)
-            lowest = 1 / max(q.max(), self.Q.largest()) - self.lam
-            check.semidefinite(lowest, max(1e-3 * self.lam, rounding))
-        self.beta = self.Q @ self.Y
-        self.r = -self.lam * self.beta
+        self.K, Y, lam = check.regression(K, Y, lam)
+        self._fit(Inverse(self.K, lam), self.K.diagonal().copy(), Y, lam, lambda i: self.K[i])
+
+    @classmethod
+    def packed(cls, Q: PackedInverse, Y) -> Ridge:
+        """Return the model of an inverse that is there already, for n beyond the dense one's reach.
+
+        β is refined to float64, see `PackedInverse.solve`; other products with Q have its dtype,
+        and h its absolute error. The model has no K: all else is as above.
+
+        >>> from lib.kernel import ntk
+        >>> X, Y = np.eye(2), [1.0, -1.0]
+        >>> Ridge.packed(PackedInverse(ntk, X, lam=0.5, progress=False), Y).beta.tolist()
+        [1.0, -1.0]
+        """
+        model = cls.__new__(cls)
+        model.K, Y = None, check.targets("Y", Y, len(Q.X))
+        model._fit(Q, Q.kernel_diagonal(), Y, Q.lam)
+        return model
+
+    def _fit(self, Q, diagonal: np.ndarray, Y: np.ndarray, lam: float, rows_of_K=None) -> None:
+        self.Q, self.diagonal, self.Y, self.lam = Q, diagonal, Y, lam
+        q = Q.diagonal()
+        if lam > 0:
+            rounding = len(q) * np.finfo(float).eps * (diagonal.sum() + len(q) * lam)
+            lowest = 1 / max(q.max(), Q.largest()) - lam
+            check.semidefinite(lowest, max(1e-3 * lam, rounding))
+        self.beta = Q.solve(Y)
+        self.r = -lam * self.beta
         self.rho = (-self.beta.T / q).T
-        self.h = 1 - self.lam * q
-        weak = np.flatnonzero(self.lam * q >= 0.5)  # there products keep digits that 1 − λq loses
+        self.h = 1 - lam * q
+        if rows_of_K is None:
+            return
+        weak = np.flatnonzero(lam * q >= 0.5)  # there products keep digits that 1 − λq loses
         for rows in np.split(weak, range(256, len(weak), 256)):
-            self.h[rows] = np.einsum("ij,ij->i", self.K[rows], self.Q.rows(rows))
+            self.h[rows] = np.einsum("ij,ij->i", rows_of_K(rows), Q.rows(rows))
 
     def __repr__(self) -> str:
         outputs = f", c = {self.Y.shape[1]}" if self.Y.ndim == 2 else ""
@@ -91,11 +114,20 @@ class Ridge:
         """
         k = check.columns(k, len(self.Y))
         f = k.T @ self.beta
-        result = []
-        for I in check.groups(groups, len(self.Y)):
-            lost = np.linalg.solve(self.Q.block(I), self.beta[I])
-            result.append(f - (self.Q.rows(I) @ k).T @ lost)
-        return np.array(result)
+        groups = check.groups(groups, len(self.Y))
+        return np.array([f + (self.Q.rows(I) @ k).T @ self.without(I) for I in groups])
+
+    def without(self, I) -> np.ndarray:
+        """Return the residuals of a group that leaves together, shaped like Y_I.
+
+        ρ_I = f^{∖I}(x_I) − y_I = −(Q_II)⁻¹ β_I: the group meets a model that has seen none of it.
+
+        >>> model = Ridge([[0.5, 0.25], [0.25, 0.5]], [1.0, -1.0], lam=0.5)
+        >>> model.without([0, 1]).round(9).tolist()
+        [-1.0, 1.0]
+        """
+        I = check.indices("I", I, len(self.Y))
+        return -np.linalg.solve(self.Q.block(I), self.beta[I])
 
     def influence(self, k, y_te) -> RidgeInfluence:
         """Return the influence of every training point on every test point.

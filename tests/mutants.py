@@ -164,7 +164,7 @@ def options(module: str) -> list[str]:
 def warm(module: str) -> list:
     """Import what the tests of a module need, and forget what is ours; return that, to keep it."""
     pytest.main(["--collect-only", "-qq", *options(module)])
-    sys.modules["lib.data"]._import_datasets() if "lib.data" in sys.modules else None
+    sys.modules["lib.data"].import_datasets() if "lib.data" in sys.modules else None
     ours = [n for n, m in sys.modules.items() if _ours(m) and n != "__main__"]
     return [sys.modules.pop(name) for name in ours]
 

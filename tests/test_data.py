@@ -123,7 +123,7 @@ def test_cifar10_in_its_original_files(root, monkeypatch):
         content = {"data": pixels, "labels": [i % 10 for i in range(20)]}
         (folder / batch).write_bytes(pickle.dumps(content))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
-    cifar = data._import_datasets().CIFAR10
+    cifar = data.import_datasets().CIFAR10
     monkeypatch.setattr(cifar, "_check_integrity", lambda self: True)  # the checksums are not ours
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     drawn = load("cifar10:ship+truck/cat+dog", n_train=20, n_test=4)
@@ -238,7 +238,7 @@ def test_what_is_missing_is_downloaded_below_the_root(tmp_path, monkeypatch):
             if not download:
                 raise RuntimeError("Dataset not found. You can use download=True to download it")
 
-    monkeypatch.setattr(data._import_datasets(), "MNIST", Mnist)
+    monkeypatch.setattr(data.import_datasets(), "MNIST", Mnist)
     monkeypatch.setenv(data.VARIABLE, str(where))
     assert load("mnist", n_train=4, n_test=2).X_te.shape == (2, 784) and where.is_dir()
     assert asked == [(str(where), part, get) for part in (True, False) for get in (False, True)]
@@ -620,7 +620,7 @@ def test_files_in_folders_of_a_class_come_in_the_order_of_torchvision(photos):
         (photos / "ant" / below).mkdir()
         Image.new("RGB", (4, 5), "red").save(photos / "ant" / below / "x.JPG")
     (photos / "ant" / "c.webp").write_bytes(b"")
-    folder = data._import_datasets().ImageFolder(str(photos))
+    folder = data.import_datasets().ImageFolder(str(photos))
     pool = data._files(photos, folder.classes)
     assert [(str(f), int(c)) for f, c in zip(pool.files, pool.targets, strict=True)] == [
         (f, c) for f, c in folder.samples
