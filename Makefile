@@ -4,6 +4,8 @@
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
 # make pdf     the built book as one PDF, printed by Chromium
 # make paper   record the chapters at the paper's scale
+# make scale   record MNIST up to all its images, in an hour and 11 GB of memory
+# make labels   record which scores find wrong labels, beside cleanlab and pyDVL
 # make sweep   record where each finding holds: other classes, seeds, n, ridges
 # make mutants wrong libraries that the tests do not notice: MODULE=bounds, SAMPLE=30
 #
@@ -14,7 +16,7 @@
 # N_TEST    how many to test on, an even number
 # SIZE      height and width to which images of different sizes are brought
 # BUILD     folder of the build; by default _build, or one below it for each choice of the above
-# CIFAR10   for paper and sweep: a folder of images in place of CIFAR-10
+# CIFAR10   for paper, labels and sweep: a folder of images in place of CIFAR-10
 # JOBS      how many chapters are executed at a time, each on one thread; by default 2
 # VENV      virtual environment, made if there is none; by default .venv
 # PYTHON    the Python that makes it, 3.11 or newer; by default python3
@@ -61,7 +63,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN := exec $(PYTHON) book/run.py
 CHAPTERS_PY := exec $(BIN)/python -m book.chapters
 
-.PHONY: help book site pdf install test check lab bench notebooks paper sweep mutants clean
+.PHONY: help book site pdf install test check lab bench notebooks paper scale labels sweep mutants clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -133,6 +135,20 @@ $(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/chapters.py $(READY)
 # stamps, so that building the book never asks for a record to be made again
 _build/paper/%.recorded: $(PAPER)/%.ipynb
 	@$(CHAPTERS_PY) record $< book/records && touch $@
+
+# each n is a result, so it goes on where it was cut short, and so do the two largest inverses
+scale: $(READY)
+	@exec $(BIN)/python -m book.scale _build/scale book/records --folder _build/scale/tiles
+
+# an hour on one core; goes on where it was cut short
+labels: $(VENV)/.labels
+	@exec env $(ONE_THREAD) $(BIN)/python -m book.labels _build/labels book/records --cifar10 $(call quote,CIFAR10)
+
+# pyDVL asks for a numpy that the book cannot use, but runs with ours
+$(VENV)/.labels: $(READY)
+	@$(RUN) --log $(VENV)/labels.log $(BIN)/python -m pip install --no-compile --editable '.[labels]'
+	@$(RUN) --log $(VENV)/labels.log $(BIN)/python -m pip install --no-compile --no-deps 'pydvl==0.10.0'
+	@touch $@
 
 # every chapter on held-out settings; goes on where it was cut short
 sweep: $(READY)

@@ -136,12 +136,12 @@ def plain(label: str) -> str:
 
 
 def two_lines(label: str) -> str:
-    """Data set above its classes, to fit over a panel.
+    """Data set above its classes, in few words, to fit over a panel.
 
-    >>> two_lines("digits 3/8")
-    'digits\\n3/8'
+    >>> two_lines("mnist 4/9")
+    'MNIST\\n4/9'
     """
-    return label.replace(" ", "\n", 1)
+    return plain(label).replace(" ", "\n", 1) if " " in label else label
 
 
 def distinct(X) -> np.ndarray:
@@ -160,3 +160,9 @@ def slope(x, y):
     2.0
     """
     return np.polyfit(np.log(x), np.log(y), 1)[0]
+
+
+def high_water() -> int:
+    """Return the high-water mark of this process's resident memory in bytes (Linux)."""
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))

@@ -18,9 +18,9 @@ def no_network(monkeypatch):
         asked.append(url)
         raise URLError("the network is unreachable")
 
-    from lib.data import _import_datasets
+    from lib.data import import_datasets
 
-    datasets = _import_datasets()
+    datasets = import_datasets()
     monkeypatch.setattr(datasets.mnist, "download_and_extract_archive", refuse)
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", refuse)
     return asked

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from book import labels
 from book.ledger import collect
 from lib import data, product
 from lib.descent import gradient_descent
@@ -109,6 +110,27 @@ def test_eq_7_the_shift_of_a_removal_is_free_of_arithmetic_noise(label, n, bar, 
     noise, control = (np.linalg.norm(x - exact) / np.linalg.norm(exact) for x in (found, rough))
     assert noise < bar / 10
     assert control > bar
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+@pytest.mark.parametrize("part", ["labels", "labels-time"])
+def test_records_of_wrong_labels_come_out_again(part, name, request, monkeypatch):
+    record = pd.read_csv(request.config.rootpath / RECORDS / f"{part}.csv")
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    row = record[record.data == name].sample(1, random_state=seed).iloc[0]
+    print(f"row of seed {seed}")
+    images(f"{name} all", int(row.n), 0)  # or skip
+    monkeypatch.setattr(labels, "SHARES", (row.share,))
+    moment = {"labels": ("LAMS", "lam"), "labels-time": ("TIMES", "t")}[part]
+    value = row[moment[1]]
+    value = min(getattr(labels, moment[0]), key=lambda x: abs(x - value))  # all its digits
+    monkeypatch.setattr(labels, moment[0], (value,))
+    found = pd.DataFrame(labels.PARTS[part](labels.Case.draw(f"{name}:all", int(row.seed))))
+    found = found[(found.kind == row.kind) & (found.get("how", "") == row.get("how", ""))].iloc[0]
+    names = [column for column in record if f"{column} AP" in record and row[column] > 0]
+    assert len(names) >= 6
+    for column in names:
+        assert found[column] == pytest.approx(row[column], abs=2e-3), column
 
 
 def test_every_record_names_its_source(request):
