@@ -117,6 +117,13 @@ def _arrays(file: Mapping, end: str) -> Points | None:
             f"the arrays {', '.join(file)} need X{end} (or embeddings, or images), y{end}, "
             "and names and images, if any, of one length; save them with np.savez(file, X=X, y=y)"
         )
+    if images is not None:  # numbers alone: text would name files, of the reader's disk
+        images = check.array(f"images{end}", images, ndim=(3, 4))
+        if images.ndim == 4 and images.shape[3] != 3:
+            raise ValueError(
+                f"images{end} has shape {images.shape}; pass grey images (n, height, width), or "
+                "colour ones (n, height, width, 3)"
+            )
     source = np.array([f"row {i}" for i in range(len(X))]) if names is None else names.astype(str)
     return Points(data.unit_rows(X), _text(f"y{end}", y), source, images)
 

@@ -332,6 +332,21 @@ def test_bad_folders(tmp_path):
         audit(tmp_path / "a", classes=["a", "b"], size=4, **QUIET)
 
 
+@pytest.mark.parametrize(
+    ("images", "error", "match"),
+    [
+        (np.full(60, "/etc/hostname"), TypeError, "images must be a real numeric array, not"),
+        (np.ones((60, 4)), ValueError, r"images must have 3 or 4 axes, .* \(60, 4\)"),
+        (np.ones((60, 3, 4, 4)), ValueError, r"images has shape \(60, 3, 4, 4\); pass grey images"),
+        (np.ones((60, 4, 4, 4)), ValueError, "or colour ones"),
+        (np.full((60, 4, 4), np.nan), ValueError, "images has 960 values that are not finite"),
+    ],
+)
+def test_images_that_are_none_are_refused_before_the_work(blobs, images, error, match):
+    with pytest.raises(error, match=match):
+        audit(blobs | {"images": images}, lam=1.0, **QUIET)
+
+
 def test_too_many_points_for_the_machine(blobs, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "DENSE", 50)
     monkeypatch.setattr(packed, "_free_memory", lambda: 1)
