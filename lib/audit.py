@@ -6,18 +6,21 @@
 
 The model is ridge regression with the neural tangent kernel. All training points take part, and
 every number is exact: leave-one-out residuals, influences, and what another label would do. Beyond
-8,000 points influences have about five digits, since the inverse is in single precision. Nothing in
-the data is executed: arrays with pickles are refused, and the report escapes every name.
+8,000 points the inverse is in single precision: influences have three or four digits of the largest
+influence of a test point; small influences fewer. Nothing in the data is executed: arrays with
+pickles are refused, and the report escapes every name.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import ast
 import re
 import shutil
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,13 +29,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from lib import check, labels, report
-from lib.changes import relabelling
-from lib.influence import Influence
 from lib.kernel import ntk
 from lib.packed import PackedInverse
-from lib.points import Points, encode, read
-from lib.ridge import Ridge, squares
-from lib.stream import stream
+from lib.points import Points, encode, read, room
+from lib.ridge import Ridge, products, squares
+from lib.stream import Streamed, stream
 
 DENSE = 8000  # points with a dense kernel and inverse, 1 GB of them; beyond, the packed inverse
 CHOICE = 2000  # points on which λ is chosen
@@ -43,7 +44,7 @@ TILES = "inverse-tiles"  # folder of the packed inverse
 
 @dataclass(repr=False)
 class Audit:
-    """What an audit found, with the points, the model, and how many seconds each step took.
+    """What an audit found, with the points, the model, and after how many seconds a step was done.
 
     - table: a row a training point, the most suspicious first: source, label, suggested label, the
       scores of `lib.labels.scores`, mean influence on the test points, and leverage
@@ -54,6 +55,7 @@ class Audit:
     - pairs: the most helpful and harmful points of some test points: their influence (positive:
       helpful), the usual estimate of it (ihvp), and leverage
     - choice: the leave-one-out loss of each λ, see `choose`
+    - unknown: classes of which there is no clean point, so that their points get no credit
     """
 
     name: str
@@ -68,13 +70,15 @@ class Audit:
     tests: pd.DataFrame | None = None
     pairs: pd.DataFrame | None = None
     choice: pd.DataFrame | None = None
+    unknown: list[str] = field(default_factory=list)
 
     def outputs(self, label: np.ndarray) -> np.ndarray:
         """Labels of two classes as ±1, (n,), of c > 2 as one-hot rows less 1/c, (n, c)."""
         c, number = len(self.classes), pd.Index(self.classes).get_indexer(label)
         if (number < 0).any():
             raise ValueError(
-                f"no training point has the label {label[number.argmin()]!r}; remove it"
+                f"no training point has the label {str(label[number.argmin()])!r} of a test or "
+                "clean point; remove such points"
             )
         return (np.array([1.0, -1.0]) if c == 2 else np.eye(c) - 1 / c)[number]
 
@@ -92,88 +96,121 @@ def audit(
 
     `source` is a folder of images or a data set, as for `lib.data.load` but with all its images; a
     .npz file or a dict, with arrays X (or embeddings, or images) and y, and if you like names,
-    X_test and y_test; a .csv or .parquet file or a DataFrame, with the column `label`. `test` and
-    `clean` are more of the same: test points, and points whose labels are known to be right
-    (clean="test": the test points). With `clean`, points are ranked by their influence on it,
-    otherwise by their leave-one-out margin. `classes` are names to keep, `n_train` and `n_test` the
-    most points to take, at random; where there are no test points, `n_test` are set aside.
+    X_test and y_test; a .csv or .parquet file or a DataFrame. `label` names the array or column of
+    labels, by default y (in a table also label, target or class); all other columns are features.
+    `test` and `clean` are more of the same: test points, and points whose labels are known to be
+    right (clean="test": the test points). Without `clean` points are ranked by their leave-one-out
+    margin, with it by their influence on it, where the classes that it lacks get no credit.
+    `classes` are names to keep, `n_train` and `n_test` the most points to take, at random; where
+    there are no test points, `n_test` are set aside.
 
-    `lam` is the ridge λ, by default chosen by the exact leave-one-out loss, see `choose`, on all
-    points, or on 2,000 drawn at random. `points` are the test points to explain: so many with the
-    largest loss, "all", or a list. The first `top` suspicious points get a closer look. The folder
-    `out` gets points.csv, tests.csv and report.html, each as soon as it is known. Two classes have
-    labels ±1, as in the paper: one-hot rows less ½ would halve influences and change nothing else.
-    Up to 8,000 points have a dense inverse; more have a `lib.packed.PackedInverse`, in a folder of
-    `out`, so that the same call goes on after an interruption.
+    `lam` is the ridge λ, by default chosen by the exact leave-one-out loss, see `choose`. `points`
+    are the test points to explain: so many with the largest loss, "all", or a list. The first `top`
+    suspicious points get a closer look. The folder `out` gets points.csv, tests.csv, pairs.csv and
+    report.html, each as soon as it is known. Two classes have labels ±1, as in the paper: one-hot
+    rows less ½ would halve influences and change nothing else. Above 8,000 points the inverse is a
+    `lib.packed.PackedInverse`. With `out` it is in a folder there, so that the same call goes on
+    after an interruption, and is removed at the end: `model.Q` is of no more use. Without, it is in
+    memory and stays.
 
     Raises `ValueError`, `TypeError`, `IndexError` or `OSError` for bad input, and `MemoryError` or
-    `OSError` before it inverts where memory or disk will not do. Source: Eq 9, 14.
+    `OSError` before the work where memory or disk will not do. Source: Eq 9, 14.
 
     >>> result = audit("digits:3/8", n_train=40, n_test=20, progress=False)
     >>> len(result.table), len(result.tests), len(result.pairs), len(result.suspects)
     (40, 20, 60, 24)
     """
     top, start = check.integer("top", top), time.perf_counter()
-    lam, out = lam if lam is None else check.number("lam", lam, above=0), out and Path(out)
+    lam = lam if lam is None else check.number("lam", lam, above=0)
+    n_train = n_train if n_train is None else check.integer("n_train", n_train)
+    if n_test is not None:
+        n_test = check.integer("n_test", n_test, at_least=0 if test is None else 1)
+    out = out if out is None else _folder(out, source)
     own = isinstance(clean, str) and clean == "test"
     how = label, classes, size, seed, progress
     train, there = read(source, *how, n_train, n_test if test is None else None)
-    test = there if test is None else read(test, *how, n_test)[0]
+    test = there if test is None else read(test, *how, n_test, name="test")[0]
     if own and test is None:
         raise ValueError("clean = 'test', but there are no test points; pass test or n_test")
-    known = None if clean is None or own else read(clean, *how)[0]
-    name = Path(source).name if isinstance(source, str | Path) else type(source).__name__
+    known = None if clean is None or own else read(clean, *how, name="clean")[0]
+    name = str(source) if isinstance(source, str | Path) else type(source).__name__
+    name = name if ":" in name else Path(name).name
     found = Audit(name, train, test, _classes(train.label))
     found.note = encode(train, *(x for x in (test, known) if x))
     Y, Y_te, Y_clean = (x and found.outputs(x.label) for x in (train, test, known))
-    if np.ndim(points):
-        points = check.indices("points", points, 0 if test is None else len(Y_te))
-    elif points != "all":
-        points = check.integer("points", points)
-
-    def lap(step: str) -> None:
-        nonlocal start
-        found.seconds[step], start = time.perf_counter() - start, time.perf_counter()
-
-    lap("reading")
+    if (judge := test if own else known) is not None:
+        found.unknown = sorted(set(found.classes) - set(judge.label))
+    points = _chosen(points, 0 if test is None else len(Y_te))
+    found.seconds["reading"] = time.perf_counter() - start
     if lam is None:
         found.choice = choose(train.X, Y, seed, progress)
         lam = float(found.choice.lam[found.choice.chosen].iloc[0])
-        lap("choice of λ")
+        found.seconds["choice of λ"] = time.perf_counter() - start
     model = found.model = _fit(train.X, Y, lam, out and out / TILES, progress)
-    lap("inverse")
+    found.seconds["inverse"] = time.perf_counter() - start
     found.table = _ranked(found, labels.scores(model), "margin")
     _write(out, "points.csv", found.table)
-    streams = [
-        x and stream(model, ntk, train.X, x.X, y, top=1, progress=progress)
+    most = min(SHOWN, len(Y) // 2)
+    on_test, on_clean = (
+        x and stream(model, ntk, train.X, x.X, y, top=most, progress=progress)
         for x, y in ((test, Y_te), (known, Y_clean))
-    ]
-    means = [x and x.mean for x in streams]
-    scores = labels.scores(model, clean=means[0] if own else means[1])
+    )
+    on_clean = on_test if own else on_clean
+    scores = labels.scores(model, clean=on_clean and on_clean.mean)
     if test is not None:
-        scores["test influence"], f = means[0], streams[0].f
+        scores["test influence"], f = on_test.mean, on_test.f
         found.tests = pd.DataFrame({
             "source": test.source, "label": test.label, "predicted": found.named(f),
             "loss": 0.5 * squares(f - Y_te),
         }).rename_axis("index")  # fmt: skip
         _write(out, "tests.csv", found.tests)
-        found.pairs = _pairs(found, points)
+        found.pairs = _pairs(found, on_test, points)
+        _write(out, "pairs.csv", found.pairs.set_index("test"))
     found.table = _ranked(found, scores, "margin" if clean is None else "clean influence")
     _write(out, "points.csv", found.table)
-    lap("influence")
-    found.suspects = _relabelled(found, found.table.index[:top].to_numpy())
-    lap("other labels")
+    found.seconds["influence"] = time.perf_counter() - start
+    found.suspects = _relabelled(found, found.table.index[:top].to_numpy(), on_test)
+    found.seconds["other labels"] = time.perf_counter() - start
     _write(out, "report.html", out and report.render(found))
+    if out and model.K is None:
+        shutil.rmtree(out / TILES)
     return found
+
+
+def _folder(out, source) -> Path:
+    """Make the folder of the results, before the work, and see that it takes files."""
+    inside = isinstance(source, str | Path) and Path(source).is_dir()
+    if inside and Path(out).resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(
+            f"out = {str(out)!r} lies in {str(source)!r}, where it would be a class; choose a "
+            "folder elsewhere"
+        )
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out or "/nowhere").close()  # "" would be the current folder
+    except OSError as error:
+        why = f"out = {str(out)!r} is no folder to write to ({error})"
+        raise OSError(f"{why}; choose another one") from error
+    return Path(out)
+
+
+def _chosen(points, t: int) -> int | np.ndarray:
+    """Return how many of t test points to explain, or which."""
+    if isinstance(points, str) and points != "all":
+        with suppress(ValueError, SyntaxError):
+            points = ast.literal_eval(points)  # a number, or a list such as 3,17
+    named = np.ndim(points) > 0 or str(points) == "all"
+    if named and not t:
+        raise ValueError(f"points = {points!r}, but there are no test points; pass test or n_test")
+    if np.ndim(points):
+        return check.indices("points", points, t)
+    return t if named else check.integer("points", points)
 
 
 def _classes(label: np.ndarray) -> list[str]:
     """Return the names of the classes, whole numbers in their order."""
-
-    def order(name: str):
-        return (0, int(name), name) if re.fullmatch(r"-?[0-9]{1,18}", name) else (1, 0, name)
-
-    names = sorted(set(label.tolist()), key=order)
+    whole = {name: bool(re.fullmatch("-?[0-9]{1,18}", name)) for name in set(label.tolist())}
+    names = sorted(whole, key=lambda name: (not whole[name], whole[name] and int(name), name))
     if not 2 <= len(names) <= max(2, len(label) / 2):
         raise ValueError(
             f"{len(label)} points have {len(names)} different labels, such as {names[0]!r}; an "
@@ -185,24 +222,22 @@ def _classes(label: np.ndarray) -> list[str]:
 def choose(X: np.ndarray, Y: np.ndarray, seed: int = 0, progress: bool = False) -> pd.DataFrame:
     """Return the mean of the leave-one-out loss ½ ‖ρ_i‖² for each λ of `GRID`, and its error.
 
-    The λ that is `chosen` is the largest whose loss is within one standard error of the smallest: a
-    weaker ridge does no better on these data, and is worse to invert. It is computed on `CHOICE`
-    points at most, drawn at random. Source: Eq 9; the rule of one error is that of Breiman et al.
-    (1984).
+    The λ that is `chosen` is the largest whose loss is within one standard error of the smallest,
+    on `CHOICE` points at most, drawn at random: a weaker ridge does no better, and is worse to
+    invert. Source: Eq 9; the rule of one error is that of Breiman et al. (1984).
     """
     some = np.sort(np.random.default_rng(seed).permutation(len(X))[:CHOICE])
-    K, rows = ntk(X[some]), []
-    for lam in tqdm(GRID, desc="choice of λ", disable=not progress):
-        loss = 0.5 * squares(Ridge(K, Y[some], lam).rho)
-        rows.append({"lam": lam, "loss": loss.mean(), "error": loss.std() / len(some) ** 0.5})
-    table = pd.DataFrame(rows)
+    K, lams = ntk(X[some]), tqdm(GRID, desc="choice of λ", disable=not progress)
+    loss = pd.DataFrame({lam: 0.5 * squares(Ridge(K, Y[some], lam).rho) for lam in lams})
+    table = pd.DataFrame({"loss": loss.mean(), "error": loss.std(ddof=0) / len(some) ** 0.5})
     best = table.loc[table.loss.idxmin()]
-    within = table.index[table.loss <= best.loss + best.error]
-    return table.assign(n=len(some), chosen=table.index == within[-1])
+    chosen = table.index[table.loss <= best.loss + best.error].max()
+    return table.assign(n=len(some), chosen=table.index == chosen).rename_axis("lam").reset_index()
 
 
 def _fit(X: np.ndarray, Y: np.ndarray, lam: float, tiles: Path | None, progress: bool) -> Ridge:
     if len(X) <= DENSE:
+        room("the dense inverse", len(X) ** 2, "choose a smaller n_train")
         return Ridge(ntk(X), Y, lam)
     dtype = "float32" if lam > 1e-7 * len(X) else "float64"  # κ ≈ n/10λ has to leave it digits
     Q = PackedInverse(ntk, X, lam, dtype=dtype, folder=tiles, progress=progress)
@@ -217,47 +252,45 @@ def _ranked(found: Audit, scores: dict, by: str) -> pd.DataFrame:
     return table.rename(columns=lambda name: re.sub(r"\W", "_", name))
 
 
-def _pairs(found: Audit, points) -> pd.DataFrame:
-    """Return the ends of the influences on some test points, all, or so many of largest loss."""
-    loss, frames = found.tests.loss, []
+def _pairs(found: Audit, on_test: Streamed, points) -> pd.DataFrame:
+    """Return the ends of the influences on some test points, or on so many of largest loss."""
     if not np.ndim(points):
-        points = loss.nlargest(len(loss) if points == "all" else points).index.to_numpy()
-    for some in np.split(points, range(BLOCK, len(points), BLOCK)):
-        y = found.outputs(found.test.label[some])
-        influence = found.model.influence(ntk(found.train.X, found.test.X[some]), y)
-        I, order = influence.exact, np.argsort(-influence.exact, axis=0, kind="stable")
-        ends = min(SHOWN, len(order) // 2)
-        index = np.vstack([order[:ends], order[: -ends - 1 : -1]])
-        columns = {"test": np.tile(some, (len(index), 1)), "train": index}
-        columns["influence"] = np.take_along_axis(I, index, axis=0)
-        columns["ihvp"] = np.take_along_axis(influence.ihvp, index, axis=0)
-        columns["leverage"] = found.model.h[index]
-        frames.append(pd.DataFrame({name: x.T.ravel() for name, x in columns.items()}))
-    return pd.concat(frames, ignore_index=True)
+        points = found.tests.loss.nlargest(points).index.to_numpy()
+    kept = [(on_test.helpful, on_test.harmful), (on_test.helps, on_test.harms)]
+    kept.append((on_test.helps_ihvp, on_test.harms_ihvp))
+    train, *values = (np.hstack(both)[points] for both in kept)
+    columns = [np.repeat(points, train.shape[1]), *(x.ravel() for x in (train, *values))]
+    table = pd.DataFrame(dict(zip(("test", "train", "influence", "ihvp"), columns, strict=True)))
+    return table.assign(leverage=found.model.h[table.train])
 
 
-def _relabelled(found: Audit, index: np.ndarray) -> pd.DataFrame:
+def _relabelled(found: Audit, index: np.ndarray, on_test: Streamed | None) -> pd.DataFrame:
     """Return what the suggested labels of some points would do, one at a time.
 
-    A change Δ of y_i moves the leave-one-out residuals of the others by −Q_ji/Q_jj Δ, and the test
-    points as `lib.changes.relabelling` says.
+    A change Δ of y_i moves residuals by w Δ: w = −Q_ij/Q_jj for the leave-one-out residuals ρ_j of
+    the others, and w = α_i at a test point. So the loss moves by w ⟨Δ, ρ⟩ + ½ w² ‖Δ‖².
     """
-    model, test, X, rho = found.model, found.test, found.train.X, found.model.rho
-    new = found.outputs(found.table.suggested[index].to_numpy())
-    weight = -model.Q.rows(index) / model.Q.diagonal()
+    model, X, test = found.model, found.train.X, found.test
+    delta = found.outputs(found.table.suggested[index].to_numpy()) - model.Y[index]
+
+    def total(w: np.ndarray, rho: np.ndarray) -> np.ndarray:
+        return (w * (products(delta, rho) + 0.5 * squares(delta)[:, None] * w)).sum(axis=1)
+
+    rows = model.Q.rows(index)
+    weight = -rows / model.Q.diagonal()
     weight[np.arange(len(index)), index] = 0  # the others
-    shift = np.einsum("ij,i...->ij...", weight, new - model.Y[index])
-    others = Influence(rho, np.zeros_like(rho), shift).exact.sum(axis=1) / (len(X) - 1)
+    others = total(weight, model.rho) / (len(X) - 1)
     result = pd.DataFrame({"others": others}, index=pd.Index(index, name="index"))
     if test is not None:
-        result[["test", "mended", "spoilt"]] = 0
-        before, Y_te = found.tests.predicted.to_numpy() == test.label, found.outputs(test.label)
-        for some in np.split(np.arange(len(before)), range(BLOCK, len(before), BLOCK)):
-            moved = relabelling(model, index, new, ntk(X, test.X[some]), Y_te[some])
-            after = np.array([found.named(f) for f in moved.loo]) == test.label[some]
-            result["test"] += moved.exact.sum(axis=1) / len(before)
-            result["mended"] += (after & ~before[some]).sum(axis=1)
-            result["spoilt"] += (before[some] & ~after).sum(axis=1)
+        f, t = on_test.f, len(test.label)
+        parts = np.split(test.X, range(BLOCK, t, BLOCK))
+        alpha = np.hstack([rows @ ntk(X, part) for part in parts])
+        result["test"] = total(alpha, f - found.outputs(test.label)) / t
+        moved = (f + np.multiply.outer(a, change) for a, change in zip(alpha, delta, strict=True))
+        before = found.named(f) == test.label
+        after = np.array([found.named(f_new) == test.label for f_new in moved])
+        result["mended"] = (after & ~before).sum(axis=1)
+        result["spoilt"] = (before & ~after).sum(axis=1)
     return result
 
 
@@ -276,7 +309,6 @@ def safe(cell):
 def _write(folder: Path | None, name: str, what: str | pd.DataFrame) -> None:
     """Write a file in one step."""
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         text = what if isinstance(what, str) else what.map(safe).to_csv()
         part = folder / f"{name}.part"
         part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
@@ -289,40 +321,37 @@ def main(arguments: list[str] | None = None) -> int:
     lines = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     about = audit.__doc__[: audit.__doc__.index("    >>>")]
     command = parser.add_subparsers(required=True).add_parser("audit", description=about, **lines)
-    command.add_argument("source")
+    first = "put it first: --classes takes all words that follow"
+    command.add_argument("source", help=first)
     command.add_argument("--classes", nargs="+")
     for name, kind in {
-        "label": str, "lam": float, "test": str, "clean": str, "points": _points, "n-train": int,
+        "label": str, "lam": float, "test": str, "clean": str, "points": str, "n-train": int,
         "n-test": int, "size": int, "top": int, "seed": int, "out": Path,
     }.items():  # fmt: skip
-        default = inspect.signature(audit).parameters[name.replace("-", "_")].default
+        default = audit.__kwdefaults__[name.replace("-", "_")]
         command.add_argument(f"--{name}", type=kind, default=default, help=f"by default {default}")
     given = vars(parser.parse_args(arguments))
-    out = given["out"] or Path(
-        "audit-" + re.sub(r"\W+", "-", Path(given["source"]).stem).strip("-")
-    )
+    name = given["source"] if ":" in given["source"] else Path(given["source"]).stem
+    out = given["out"] or Path("audit-" + re.sub(r"\W+", "-", name).strip("-"))
     begin = time.time()
     try:
         found = audit(**given | {"out": out})
     except (ValueError, TypeError, IndexError, OSError, MemoryError, RuntimeError) as error:
+        with suppress(OSError):
+            out.rmdir()  # if it is empty
         print(f"ntk-influence: {error}", file=sys.stderr)
+        if (out / TILES).exists():
+            goes_on = "holds the inverse so far: the same command goes on with it; or delete this"
+            print(f"{out / TILES} {goes_on} folder", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        there = [f.name for f in out.glob("*") if f.stat().st_mtime >= begin]
-        words = f"finished in {out}: {', '.join(sorted(there))}" if there else "nothing is finished"
-        print(f"\nstopped; {words}. The same command goes on with it.", file=sys.stderr)
+        there = sorted(f.name for f in out.glob("*.*") if f.stat().st_mtime >= begin)
+        words = f"finished in {out}: {', '.join(there)}" if there else "nothing is finished"
+        goes_on = "goes on with the inverse" if (out / TILES).exists() else "begins anew"
+        print(f"\nstopped; {words}. The same command {goes_on}.", file=sys.stderr)
         return 130
-    if found.model.K is None:
-        shutil.rmtree(out / TILES)
     print(f"{report.headline(found)}\n{out / 'report.html'}\n{out / 'points.csv'}")
     return 0
-
-
-def _points(text: str) -> str | int | list[int]:
-    """Read "all", a number, or a list such as "3,17" or "3,"."""
-    if "," in text:
-        return [int(x) for x in text.split(",") if x.strip()]
-    return text if text == "all" else int(text)
 
 
 if __name__ == "__main__":
