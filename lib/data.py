@@ -197,14 +197,17 @@ def pools(name: str, size: int | None = None) -> tuple[list[str], list[str], lis
     """Return all classes there are, those that `name` lists or all, and the images to `read`.
 
     The images are one pool, or two, of training and of test images. `name`, `size` and errors are
-    those of `load`.
+    those of `load`, but one class will do, and none are joined.
 
     >>> classes, wanted, (pool,) = pools("digits:3/8")
     >>> len(classes), wanted, read(pool, [0, 1])[1].shape
     (10, ['3', '8'], (2, 64))
     """
     size = None if size is None else check.integer("size", size)
-    source, there, groups = _parse(text("name", name), ALL)
+    source, there, groups = _parse(text("name", name), ALL, least=1)
+    if joined := [group for group in groups if len(group) > 1]:
+        names = "+".join(there[k] for k in joined[0])
+        raise ValueError(f"{name!r} joins {names}; name each class by itself, as in a/b/c")
     train, test = _pools(source, there, size)
     return there, [there[k] for k in sum(groups, [])], [train] if test is None else [train, test]
 
@@ -238,27 +241,27 @@ def is_name(name: str) -> bool:
         return False
 
 
-def _parse(name: str, default: str = "") -> tuple[str, list[str], list[list[int]]]:
+def _parse(name: str, default: str = "", least: int = 2) -> tuple[str, list[str], list[list[int]]]:
     """Return the data set of "photos:cats+dogs/birds", its classes, and those of each label."""
     colons = [i for i, letter in enumerate(name) if letter == ":"]
     for end in (len(name), *reversed(colons)):
         source, wanted = name[:end].strip(), name[end + 1 :].strip() or default
         if source in CLASSES or _folder(source):
             there = CLASSES.get(source) or _sub_folders(_folder(source))
-            return source, there, _groups(source, wanted, there)
+            return source, there, _groups(source, wanted, there, least)
     raise ValueError(
         f"name = {name.partition(':')[0]!r} is no data set: choose 'digits', 'mnist', 'cifar10' or "
         f"a folder of images, absolute or below {root()} (set {VARIABLE} to change that)"
     )
 
 
-def _groups(source: str, wanted: str, there: list[str]) -> list[list[int]]:
+def _groups(source: str, wanted: str, there: list[str], least: int) -> list[list[int]]:
     """Turn "4+5/9" into class numbers for each label."""
-    if (not wanted and len(there) == 2) or (wanted == ALL and len(there) > 1):
+    if (not wanted and len(there) == 2) or (wanted == ALL and len(there) >= least):
         return [[k] for k in range(len(there))]
     wanted = wanted or DEFAULT_CLASSES.get(source, "")
     sides = wanted.split("/")
-    if len(sides) < 2:
+    if len(sides) < least:
         raise ValueError(
             f"name = {source + ':' + wanted!r} must name two classes or more as "
             f"'{source}:{there[0]}/{there[-1]}', or '{source}:{ALL}'; there are {', '.join(there)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lib import check
+from lib.losses import SQUARED
 
 
 class Influence:
@@ -19,7 +20,8 @@ class Influence:
     removal raises the loss: the point is helpful. `f` are the predictions f(x_te), (t,) or with c
     outputs (t, c), `y_te` the test labels, shaped like f and of any finite size, and `shift` what
     each removal does to f: f^{∖i} − f, (n, t) or (n, t, c). The norm is over the outputs, so an
-    influence is always one number, in squared label units.
+    influence is always one number, in squared label units. Another `loss` of `lib.losses` takes the
+    place of ½ ‖f − y‖²: then T₁ = ⟨∂ℓ/∂f, shift⟩ and T₂ is what its curvature adds.
 
     Raises `ValueError` for labels or shifts whose shape does not match that of f, and labels that
     are not finite. Source: Zhang and Zhang (2022), Eq 7, 8, 14 and Prop 2.
@@ -29,9 +31,9 @@ class Influence:
     ([[-0.5], [0.75]], [[1.0], [-0.09375]])
     """
 
-    def __init__(self, f, y_te, shift):
-        self.f, self._shift = check.plain("f", f), shift
-        self.y_te = check.targets("y_te", y_te, len(self.f))
+    def __init__(self, f, y_te, shift, loss=SQUARED):
+        self.f, self._shift, self.loss = check.plain("f", f), shift, loss
+        self.y_te = loss.labels("y_te", y_te, len(self.f))
         if self.y_te.shape != self.f.shape:
             raise ValueError(
                 f"y_te has shape {self.y_te.shape}, but the predictions have {self.f.shape}; "
@@ -54,8 +56,8 @@ class Influence:
 
     @property
     def r_te(self) -> np.ndarray:
-        """Test residuals r_te = f(x_te) − y_te, shaped like f."""
-        return self.f - self.y_te
+        """Test residuals r_te = f(x_te) − y_te, or the gradients ∂ℓ/∂f there, shaped like f."""
+        return self.loss.gradient(self.f, self.y_te)
 
     @property
     def loo(self) -> np.ndarray:
@@ -70,7 +72,8 @@ class Influence:
     @property
     def T2(self) -> np.ndarray:
         """Second-order term T₂ = ½ ‖f^{∖i} − f‖² ≥ 0 of I = T₁ + T₂ (Prop 2, Eq 14), (n, t)."""
-        return 0.5 * self._squared()
+        given = self.f, self.y_te, self.shift
+        return self.loss.bend(*(given if self.f.ndim == 2 else (x[..., None] for x in given)))
 
     @property
     def exact(self) -> np.ndarray:
@@ -81,12 +84,5 @@ class Influence:
 
     def _along(self, r: np.ndarray) -> np.ndarray:
         """Return ⟨shift, r⟩ for each pair, (n, t), for r shaped like f."""
-        return _over_outputs(self.shift * r)
-
-    def _squared(self) -> np.ndarray:
-        """Return ‖shift‖² for each pair, (n, t)."""
-        return _over_outputs(self.shift**2)
-
-
-def _over_outputs(x: np.ndarray) -> np.ndarray:
-    return x if x.ndim == 2 else x.sum(axis=2)
+        along = self.shift * r
+        return along if along.ndim == 2 else along.sum(axis=2)

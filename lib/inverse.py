@@ -9,6 +9,7 @@ one that holds less than n² numbers, can take the place of `Inverse`:
     Q.block(index)      the rows and columns of a group, (points, points)
     Q.off_diagonal()    Σ_{j≠i} Q_ij², (n,)
     Q.largest()         the largest eigenvalue, from below
+    Q.dtype             of its products, "float64" or "float32"
     np.asarray(Q)       all of it, which nothing in this package asks for
 """
 
@@ -34,6 +35,8 @@ class Inverse:
     >>> (Q @ np.array([1.0, -1.0])).tolist(), Q.diagonal().tolist(), Q.block([1]).tolist()
     ([1.0, -1.0], [1.0, 1.0], [[1.0]])
     """
+
+    dtype = "float64"
 
     def __init__(self, K: np.ndarray, lam: float):
         self._Q = _invert(K, lam)
@@ -76,6 +79,8 @@ class KernelInverse:
     X is (n, d), `kernel(X, X2)` is for instance `lib.kernel.ntk`. Theirs are `@`, `diagonal`,
     `rows` and `off_diagonal`.
     """
+
+    dtype = "float64"
 
     def __init__(self, kernel: Callable, X, lam: float):
         self.kernel, self.X = kernel, check.array("X", X, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,6 +34,20 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
     >>> ntk(np.array([[1.0, 0.0], [0.5, 0.75**0.5]])).round(6).tolist()  # 60 degrees apart
     [[0.5, 0.166667], [0.166667, 0.5]]
     """
+    return angular(X, X2, _eq_4, DIAGONAL, dtype, block)
+
+
+def _eq_4(u: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
+    """Return Eq 4 for u and π − arccos u, in the memory of the second."""
+    return phi.mul_(u).div_(2 * math.pi)
+
+
+def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):
+    """Return the kernel function(u, φ) of the angle between unit rows, as `ntk` describes it.
+
+    u = x·x' and φ = π − arccos u, both without loss of digits near u = ±1, are tensors that the
+    function may overwrite; `diagonal` is its value for a point with itself.
+    """
     A = _points("X", X, dtype)
     B = A if X2 is None else _points("X2", X2, dtype, beside=A)
     if A.shape[1] != B.shape[1]:
@@ -44,12 +59,12 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
     for start in range(0, len(A), block):
         rows = slice(start, min(start + block, len(A)))
         columns = slice(start if X2 is None else 0, len(B))
-        K[rows, columns] = _block(A[rows], B[columns], K.numel(), own=X2 is None)
+        K[rows, columns] = function(*_angles(A[rows], B[columns], K.numel(), own=X2 is None))
         if X2 is None:
             K[rows.stop :, rows] = K[rows, rows.stop :].T
             square = K[rows, rows]
             square.copy_(torch.tril(square, -1) + torch.tril(square, -1).T)
-            square.fill_diagonal_(DIAGONAL)
+            square.fill_diagonal_(diagonal)
     return K if isinstance(X, torch.Tensor) else K.numpy()
 
 
@@ -66,25 +81,26 @@ def _points(name: str, X, dtype: str, beside: torch.Tensor | None = None) -> tor
     return check.unit(name, X).to(precision)
 
 
-def _block(A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> torch.Tensor:
-    """Return Eq 4 for the rows of A against those of B; `budget` numbers bound a temporary.
+def _angles(A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> tuple:
+    """Return u and φ = π − arccos u for the rows of A against those of B.
 
-    With `own`, B begins with A itself, and the pairs of a point with itself are left to the caller.
+    `budget` numbers bound a temporary. With `own`, B begins with A itself, and the pairs of a point
+    with itself are left to the caller.
     """
     u = A @ B.T
     if own:
         u.fill_diagonal_(0)
-    # π − arccos u = arccos(−u); NaN where rounding takes u beyond ±1, until the chords replace it
-    K = torch.acos(-u).mul_(u).div_(2 * math.pi)
+    # φ = arccos(−u); NaN where rounding takes u beyond ±1, until the chords replace it
+    phi = torch.acos(-u)
     for i in (u.abs().amax(dim=1) > 1 - NEAR).nonzero().flatten().tolist():
         near = (u[i].abs() > 1 - NEAR).nonzero().flatten()
         for j in near.split(max(1, budget // (2 * A.shape[1]))):
-            K[i, j] = _from_chords(A[i], B[j])
-    return K
+            u[i, j], phi[i, j] = _from_chords(A[i], B[j])
+    return u, phi
 
 
-def _from_chords(x: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-    """Return Eq 4 for x (d,) and each row y of Y, the angle from the chords ‖x − y‖, ‖x + y‖."""
+def _from_chords(x: torch.Tensor, Y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return u and φ for x (d,) and each row y of Y, from the chords ‖x − y‖ and ‖x + y‖."""
     minus = torch.linalg.vector_norm(Y - x, dim=1)
     plus = torch.linalg.vector_norm(Y + x, dim=1)
-    return torch.cos(2 * torch.atan2(minus, plus)) * torch.atan2(plus, minus) / math.pi
+    return torch.cos(2 * torch.atan2(minus, plus)), 2 * torch.atan2(plus, minus)

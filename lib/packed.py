@@ -11,8 +11,10 @@ nearly all of them in products of tiles.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,22 +63,26 @@ class PackedInverse(KernelInverse):
         sizes = [part.stop - part.start for part in self.parts]
         kept = sum(a * sum(sizes[: i + 1]) for i, a in enumerate(sizes))
         self._tiles = _Folder(Path(folder), self._header(tile)) if folder else _Memory()
-        self._tiles.room(kept, WORK * sizes[0] ** 2, self._float, self.device)
-        tasks = list(self._tasks())
-        behind = [task for task in tasks if self._tiles.stage(*task[1:3]) < task[0]]
-        total, left = (sum(cost for *_, cost in some) for some in (tasks, behind))
-        with tqdm(
-            total=total, initial=total - left, desc="inverse", disable=not progress, smoothing=0
-        ) as bar:
-            for stage, i, j, make, cost in behind:
-                self._tiles.put(i, j, stage, make(i, j))
-                bar.update(cost)
+        with self._tiles.lock():
+            self._tiles.room(kept, WORK * sizes[0] ** 2, self._float, self.device)
+            tasks = list(self._tasks())
+            behind = [task for task in tasks if self._tiles.stage(*task[1:3]) < task[0]]
+            if behind != tasks[len(tasks) - len(behind) :]:
+                raise ValueError(f"a tile is missing; delete the folder {folder} and call again")
+            total, left = (sum(cost for *_, cost in some) for some in (tasks, behind))
+            with tqdm(
+                total=total, initial=total - left, desc="inverse", disable=not progress, smoothing=0
+            ) as bar:
+                for stage, i, j, make, cost in behind:
+                    self._tiles.put(i, j, stage, make(i, j))
+                    bar.update(cost)
 
     def _header(self, tile: int) -> dict:
         digest = sha256(self.X.tobytes()).hexdigest()[:16]
-        name = f"{self.kernel.__module__}.{self.kernel.__qualname__}"
-        setting = {"X": f"{self.X.shape} {digest}", "kernel": name, "lam": self.lam, "tile": tile}
-        return {"format": "lib.packed 1", **setting, "dtype": self.dtype}
+        values = self.kernel(self.X[:3], self.X[-3:])  # a name would not tell what a closure holds
+        setting = {"X": f"{self.X.shape} {digest}", "kernel": np.round(values, 6).tolist()}
+        setting |= {"lam": self.lam, "tile": tile, "dtype": self.dtype}
+        return {"format": "lib.packed 2", **setting}
 
     def _tasks(self) -> Iterator[tuple[int, int, int, Callable, int]]:
         """Each tile at each stage, in an order in which a pass overwrites what it no longer needs.
@@ -230,6 +236,8 @@ class PackedInverse(KernelInverse):
 class _Memory:
     """Tiles in memory, each with its stage; in one piece, so that work leaves no gaps between."""
 
+    lock = nullcontext
+
     def __init__(self):
         self._kept: dict = {}
         self._end = 0
@@ -264,18 +272,29 @@ class _Folder:
 
     def __init__(self, folder: Path, header: dict):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.journal = Journal(folder / "setting.jsonl", header)
-        if not self.journal.results:
-            self.journal.append({"tiles": "i-j-stage.npy"})
-        self.found: dict = {}
-        for file in folder.glob("*-*-*.npy"):
-            i, j, stage = map(int, file.stem.split("-"))
-            self.found[i, j] = max(stage, self.stage(i, j))
+        self.folder, self.header, self.found = folder, header, {}
+
+    def lock(self) -> Journal:
+        """Return what keeps other processes, and other settings, out of the folder."""
+        try:
+            journal = Journal(self.folder / "setting.jsonl", self.header)
+        except ValueError as error:
+            raise ValueError(f"{error}, or delete the folder {self.folder}") from error
+        if not journal.results:
+            journal.append({"tiles": "i-j-stage.npy"})
+        return journal
 
     def room(self, kept: int, work: int, dtype: torch.dtype, device: torch.device) -> None:
+        for file in self.folder.glob("*-*-*.npy"):
+            if re.fullmatch(r"\d+-\d+-[012]", file.stem):  # all others are not ours
+                i, j, stage = map(int, file.stem.split("-"))
+                self.found[i, j] = max(stage, self.stage(i, j))
+        for tile, stage in self.found.items():
+            self.get(*tile)
+            for old in range(stage):  # it may have been stopped before it removed this
+                self._file(*tile, old).unlink(missing_ok=True)
         need = (kept + work) * dtype.itemsize
-        there = sum(file.stat().st_size for file in self.folder.glob("*.npy"))
+        there = sum(self._file(*ij, k).stat().st_size for ij, k in self.found.items())
         free = shutil.disk_usage(self.folder).free + there
         if need > free:
             raise OSError(
@@ -297,16 +316,39 @@ class _Folder:
 
     def get(self, i: int, j: int) -> torch.Tensor:
         file = self._file(i, j, self.stage(i, j))
-        return torch.from_numpy(np.load(file, mmap_mode="c"))  # changes stay in memory
+        try:
+            return torch.from_numpy(np.load(file, mmap_mode="c"))  # changes stay in memory
+        except (OSError, ValueError, EOFError) as error:
+            raise OSError(
+                f"the tile {file} cannot be read ({error}), and the others need it; delete the "
+                f"folder {self.folder} and make the inverse again"
+            ) from error
 
     def _file(self, i: int, j: int, stage: int) -> Path:
         return self.folder / f"{i}-{j}-{stage}.npy"
 
 
-def _free_memory() -> int:
-    """Return how much memory is free or taken by what the system drops when it is needed."""
+def _free_memory(proc=Path("/proc"), groups=Path("/sys/fs/cgroup")) -> int:
+    """Return how much memory is free, or taken by what the system drops when it is needed.
+
+    It is no more than what the control groups of this process leave, of either version.
+    """
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+        lines = (proc / "meminfo").read_text().splitlines()
+        free = 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
     except (OSError, StopIteration):  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    own = proc / "self" / "cgroup"
+    names = {
+        "": ("memory.max", "memory.current", "inactive_file"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }
+    for _, kind, path in re.findall("(.*?):(.*?):(.*)", own.read_text() if own.is_file() else ""):
+        group = groups / kind / path.lstrip("/")
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError, KeyError):  # no such file, or no limit
+                limit, used, cache = names[kind]
+                most, taken = (int((folder / name).read_text()) for name in (limit, used))
+                rows = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                free = min(free, most - taken + int(dict(rows)[cache]))
+    return max(0, free)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.compose import make_column_transformer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from lib import check, data
+from lib import check, data, packed
 
 LABELS = ("label", "target", "class", "y")  # label columns that need not be named
 FEW = 20  # values of a column of text, at most, that become indicators
+CLEAR = 0.9  # share of numbers among the values of a column that is meant to be numbers
+FILES = {
+    ".npz": lambda path: dict(np.load(path, allow_pickle=False)),
+    ".csv": partial(pd.read_csv, low_memory=False),
+    ".parquet": pd.read_parquet,
+}
 
 
 @dataclass
@@ -31,121 +36,160 @@ class Points:
         parts = (self.X, self.label, self.source, self.show)
         return Points(*(x if x is None else getattr(x, "iloc", x)[index] for x in parts))
 
+    @cached_property
+    def look(self) -> tuple[float, float] | np.ndarray:
+        """What is black and what is white in the pictures, or the first columns of the rows."""
+        if isinstance(self.show, pd.DataFrame):
+            return self.show.iloc[:, :8].to_numpy(object)
+        return min(0.0, float(self.show.min())), max(float(self.show.max()), 1e-9)
+
+
+def room(what: str, numbers: int, remedy: str) -> None:
+    """Raise `MemoryError` if memory does not hold three arrays of so many numbers."""
+    need, free = 24 * numbers, packed._free_memory()
+    if need > free:
+        raise MemoryError(
+            f"{what} needs {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free; {remedy}"
+        )
+
 
 def read(
-    source, label=None, classes=None, size=None, seed=0, progress=False, n_train=None, n_test=None
-) -> tuple[Points, Points | None]:
+    source, label=None, classes=None, size=None, seed=0, progress=False, n_train=None, n_test=None,
+    name="source",
+) -> tuple[Points, Points | None]:  # fmt: skip
     """Return training points, and test points or None, of what `lib.audit.audit` takes.
 
-    The features of a table are its columns; `encode` makes numbers of them.
+    The features of a table are its columns; `encode` makes numbers of them. `name` is that of the
+    argument; only a "source" needs points of all `classes`.
     """
     pools = []
     if isinstance(source, str | int | Path):
-        source = data.text("source", str(source) if isinstance(source, Path) else source)
-        if Path(source).suffix.lower() in (".npz", ".csv", ".parquet"):
-            source = _file(Path(source).expanduser())
-        elif Path(source).is_file():
-            raise ValueError(
-                f"source = {source!r} is no .npz, .csv or .parquet file; save it as one"
-            )
+        source = data.text(name, str(source) if isinstance(source, Path) else source)
+        file = Path(source).expanduser()
+        if file.is_file() or (file.suffix.lower() in FILES and not data._folder(source)):
+            source = _file(name, file)
+    if size is not None and name == "source" and not isinstance(source, str):
+        raise ValueError(f"size = {size!r} is for images of folders and data sets; leave it out")
     if isinstance(source, pd.DataFrame):
-        parts = [_table(source, label)]
+        parts = [_table(source, label, name)]
     elif isinstance(source, Mapping):
-        parts = [part for end in ("", "_test") if (part := _arrays(source, end))]
-    elif isinstance(source, str):
+        parts = [part for end in ("", "_test") if (part := _arrays(source, end, label or "y"))]
+    elif not isinstance(source, str):
+        raise TypeError(f"{name} = {source!r}; pass a path, a DataFrame or a dict of arrays")
+    elif label is not None:
+        raise ValueError(f"label = {label!r} is for tables and arrays; leave it out: folders do")
+    else:
         names, wanted, pools = data.pools(source, size)
         sides = [(np.arange(len(p.files)), np.array(names)[p.targets], p.files) for p in pools]
         parts, classes = [Points(*side) for side in sides], classes or wanted
-    else:
-        raise TypeError(f"source = {source!r}; pass a path, a DataFrame or a dict of arrays")
     if classes is not None:
-        classes, there = {str(name) for name in classes}, set(parts[0].label)
-        if unknown := classes - there:
+        classes, there = {word(one) for one in classes}, set(parts[0].label)
+        if name == "source" and (unknown := classes - there):
             few = ", ".join(sorted(there)[:20])
+            few += ", or delete the empty folder" if pools and min(unknown) in names else ""
             raise ValueError(f"class {min(unknown)!r} has no points; choose from {few}")
         parts = [part.take(np.isin(part.label, list(classes))) for part in parts]
     rng = np.random.default_rng(check.integer("seed", seed, at_least=0))
     order = [rng.permutation(len(part.label)) for part in parts]
-    n_train = n_train if n_train is None else check.integer("n_train", n_train)
-    n_test = n_test if n_test is None else check.integer("n_test", n_test, at_least=0)
     if len(parts) == 1 and n_test:  # set aside
         parts, pools, order = parts * 2, pools * 2, [order[0][n_test:], order[0][:n_test]]
     if not len(order[0]):
-        raise ValueError(f"n_test = {n_test} leaves no point to train on; choose a smaller one")
+        raise ValueError(
+            f"{name} has {len(parts[0].label)} points to choose from, and n_test = {n_test} leaves "
+            "no point; add some, or choose a smaller one"
+        )
     most = zip(parts, order, (n_train, n_test), strict=False)
     parts = [part.take(np.sort(index[:limit])) for part, index, limit in most]
     for part, pool in zip(parts, pools, strict=False):
         files, index = part.source, part.X
+        with suppress(OSError):  # all that cannot be read are named when they are read
+            one = data.pixels(files[0], size) if files.any() else pool.images[0]
+            remedy = "choose a smaller size, n_train or n_test, or pass an .npz of features"
+            room(f"{name}, {len(files)} images", len(files) * one.size, remedy)
         images, part.X = data.read(pool, index, size, progress)
         part.show = files if files.any() else images
         part.source = files if files.any() else np.array([f"image {i}" for i in index])
     return parts[0], parts[1] if len(parts) > 1 and len(parts[1].label) else None
 
 
-def _file(path: Path) -> pd.DataFrame | dict:
+def _file(name: str, path: Path) -> pd.DataFrame | dict:
+    suffix = path.suffix.lower()
+    if suffix not in FILES:
+        raise ValueError(f"{name} = {str(path)!r} is no {' or '.join(FILES)} file; save it as one")
     if not path.is_file():
-        raise FileNotFoundError(f"source = {str(path)!r} is not there; check the path")
+        raise FileNotFoundError(f"{name} = {str(path)!r} is not there; check the path")
     try:
-        if path.suffix.lower() != ".npz":
-            return (pd.read_csv if path.suffix.lower() == ".csv" else pd.read_parquet)(path)
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        return FILES[suffix](path)
     except Exception as error:  # what a damaged file raises depends on the damage
+        why = f"cannot be read ({error}); save it anew, a .csv in UTF-8 with commas"
         if "pickle" in str(error):
-            raise ValueError(
-                f"{path} is refused: it holds pickled Python objects, which can run code, or is "
-                "damaged; save arrays of numbers and of text, such as np.array(names, dtype=str)"
-            ) from error
-        raise ValueError(f"{path} cannot be read ({error}); save it anew") from error
+            why = "is refused: it holds pickled Python objects, which can run code, or is damaged; "
+            why += "save arrays of numbers and of text, such as np.array(names, dtype=str)"
+        raise ValueError(f"{path} {why}") from error
 
 
-def _arrays(file: Mapping, end: str) -> Points | None:
+def _arrays(file: Mapping, end: str, label: str) -> Points | None:
     """Return the points of the arrays whose names have this ending; None if no test points."""
 
     def first(*names):
         found = [n + e for n in names for e in (end, end[:3]) if n + e in file]  # _te as well
-        return check.plain(found[0], file[found[0]]) if found else None
+        if twice := [n for n in found if end and n[:-2] in found]:
+            raise ValueError(f"both {twice[0]} and {twice[0][:-2]} are there; leave out one")
+        return (found[0], np.atleast_1d(check.plain(found[0], file[found[0]]))) if found else None
 
-    X, y, names = first("embeddings", "X", "images"), first("y", "Y"), first("names")
-    images = first("images")
+    X, y = first("embeddings", "X", "images"), first(label, *"Y"[: label == "y"])
+    names, images = first("names"), first("images")
     if end and X is None and y is None:
         return None
-    lengths = [-1 if x is None else len(x) for x in (X, y)]
-    lengths += [len(x) for x in (names, images) if x is not None]
-    if len(set(lengths)) > 1 or X is None:
+    if X is None or y is None or len({len(x) for _, x in filter(None, (X, y, names, images))}) > 1:
         raise ValueError(
-            f"the arrays {', '.join(file)} need X{end} (or embeddings, or images), y{end}, "
+            f"the arrays {', '.join(file)} need X{end} (or embeddings, or images), {label}{end}, "
             "and names and images, if any, of one length; save them with np.savez(file, X=X, y=y)"
         )
     if images is not None:  # numbers alone: text would name files, of the reader's disk
-        images = check.array(f"images{end}", images, ndim=(3, 4))
-        if images.ndim == 4 and images.shape[3] != 3:
-            raise ValueError(
-                f"images{end} has shape {images.shape}; pass grey images (n, height, width), or "
-                "colour ones (n, height, width, 3)"
-            )
-    source = np.array([f"row {i}" for i in range(len(X))]) if names is None else names.astype(str)
-    return Points(data.unit_rows(X), _text(f"y{end}", y), source, images)
+        images = check.array(*images, ndim=(3, 4), dtype=images[1].dtype)
+        if images.shape[3:] not in ((), (3,)):
+            one = "(n, height, width) for grey images, or (n, height, width, 3) for colours"
+            raise ValueError(f"images{end} has shape {images.shape}; pass {one}")
+    source = np.array([f"row {i}" for i in range(len(y[1]))]) if names is None else _text(*names)
+    room(X[0], X[1].size, "pass fewer points or features")
+    return Points(data.unit_rows(check.array(*X, ndim=(2, 3, 4))), _text(*y), source, images)
 
 
-def _table(frame: pd.DataFrame, label: str | None) -> Points:
+def _table(frame: pd.DataFrame, label: str | None, name: str) -> Points:
     frame = frame.set_axis(frame.columns.map(str), axis=1)
+    if list(frame)[:1] == ["Unnamed: 0"]:  # as pandas writes the names of rows
+        frame = frame.set_index("Unnamed: 0")
+    if twice := list(frame.columns[frame.columns.duplicated()]):
+        raise ValueError(f"{name} has the column {twice[0]!r} twice; rename one of them")
     found = [c for c in frame if c.lower() in LABELS] if label is None else [label]
-    if len(found) != 1 or list(frame).count(found[0]) != 1:
-        few = ", ".join(list(frame)[:20])
-        raise ValueError(f"label = {label!r} names no column of the table; choose one of {few}")
-    rows, y = frame.drop(columns=found), frame[found[0]].to_numpy()
-    return Points(rows, _text(found[0], y), np.array([f"row {i}" for i in range(len(y))]), rows)
+    if len(found) != 1 or found[0] not in frame:
+        few = ", ".join(found if len(found) > 1 else list(frame)[:20])
+        if any(";" in column for column in frame):
+            few += f"; {name} seems to be separated by semicolons; save it with commas"
+        raise ValueError(f"label = {label!r} names no column of {name}; choose one of {few}")
+    source = np.array([f"row {i}" for i in frame.index])
+    rows = frame.drop(columns=found).reset_index(drop=True)
+    return Points(rows, _text(found[0], frame[found[0]].to_numpy()), source, rows)
 
 
 def _text(name: str, y: np.ndarray) -> np.ndarray:
-    """Return labels as text."""
+    """Return labels or names as text."""
     if y.ndim != 1 or (missing := pd.isna(y)).any():
-        what = f"shape {y.shape}" if y.ndim != 1 else f"no label in row {missing.argmax()}"
-        raise ValueError(f"{name} has {what}; give each point the name of its class")
-    if y.dtype.kind == "f" and (y % 1 == 0).all():
-        y = y.astype(int)
-    return np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y.astype(str)
+        what = f"shape {y.shape}" if y.ndim != 1 else f"no value in row {missing.argmax()}"
+        raise ValueError(f"{name} has {what}; give each point one word or number")
+    y = np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y
+    return np.array([word(one) for one in y], dtype=str)
+
+
+def word(value) -> str:
+    """Return a value as text, the same for equal numbers, whole or not.
+
+    >>> word(1.0), word(np.float32(1)), word(1), word(0.5), word("1.0")
+    ('1', '1', '1', '0.5', '1.0')
+    """
+    whole = isinstance(value, float | np.floating) and value.is_integer()
+    return str(int(value) if whole else value)
 
 
 def encode(train: Points, *others: Points) -> str:
@@ -154,42 +198,70 @@ def encode(train: Points, *others: Points) -> str:
     Columns of numbers, and an indicator of each value of text columns with at most 20 values, are
     scaled to mean 0 and standard deviation 1 on the training points. A constant column √d beside
     these d keeps the length of a row, which its direction loses: (1, 1) and (3, 3) would be the
-    same point. Raises `ValueError` for missing values, and for points without the same features.
+    same point. Dates, other text, and whole numbers that grow from row to row, as row numbers do,
+    are left out. Raises `ValueError` for missing values, for columns of numbers and of text that is
+    no number, and for points without the same features.
     """
-    sets = (train, *others)
+    sets, frame, kind = (train, *others), train.X, pd.api.types
     columns = [set(getattr(x.X, "columns", range(x.X.shape[1]))) for x in sets]
     if odd := {name for names in columns for name in names ^ columns[0]}:
         raise ValueError(f"training, test and clean points differ in feature {min(odd, key=str)!r}")
-    if not isinstance(train.X, pd.DataFrame):
+    if not isinstance(frame, pd.DataFrame):
         return "The features of each point were scaled to length 1: the model sees directions only."
-    frame, kind = train.X, pd.api.types
-    numbers = [c for c in frame if kind.is_numeric_dtype(frame[c])]
-    dates = [c for c in frame if kind.is_datetime64_any_dtype(frame[c])]
-    words = [
-        c
-        for c in frame.columns.difference([*numbers, *dates], sort=False)
-        if frame[c].astype(str).nunique() <= FEW
+    numeric = frame[[c for c, x in frame.items() if kind.is_numeric_dtype(x)]]
+    grows = [
+        kind.is_integer_dtype(x) and x.is_monotonic_increasing and x.is_unique
+        for _, x in numeric.items()
     ]
-    one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-    encoder = make_column_transformer(
-        (StandardScaler(), numbers), (make_pipeline(one_hot, StandardScaler()), words)
-    )
-    for x in sets:
-        used = x.X[numbers + words]
-        bad = used.isna() | used.isin([np.inf, -np.inf])
-        if bad.any(axis=None):
-            column = bad.any().idxmax()
-            row = x.source[bad[column].argmax()]
-            raise ValueError(
-                f"column {column!r} has no value in {row}; fill it, or remove such rows"
-            )
-        used = used.astype(dict.fromkeys(words, str))
-        X = encoder.fit_transform(used) if x is train else encoder.transform(used)
-        x.X = data.unit_rows(np.c_[X, np.full(len(X), X.shape[1] ** 0.5)])
+    numbers = list(numeric.columns[np.logical_not(grows)])
+    texts = frame.drop(columns=list(numeric)).select_dtypes(exclude=["datetime", "datetimetz"])
+    values = texts.astype(str).nunique()
+    words, sizes = list(values.index[values <= FEW]), [len(x.X) for x in sets]
+    for column in values.index[values > FEW]:
+        _no_numbers(column, frame[column].set_axis(train.source).dropna().astype(str))
+    width = len(numbers) + values[words].sum()
+    room(f"the table of {width} features", sum(sizes) * width, "pass fewer rows or columns")
+    used = pd.concat([x.X[numbers + words] for x in sets], ignore_index=True)
+    used = used.assign(**{c: pd.to_numeric(used[c], errors="coerce") for c in numbers})
+    bad = used.isna() | used.isin([np.inf, -np.inf])
+    if bad.any(axis=None):
+        column = bad.any().idxmax()
+        i, what = bad[column].argmax(), "value" if column in words else "number"
+        row = np.concatenate([x.source for x in sets])[i]
+        row += " of the test or clean points" if i >= len(frame) else ""
+        raise ValueError(
+            f"column {column!r} has no {what} in {row} ({bad[column].sum()} such rows, "
+            f"{bad.any().sum()} such columns); fill it, or remove such rows"
+        )
+    wide = pd.get_dummies(used.astype(dict.fromkeys(words, str)), columns=words) if width else used
+    X = wide.to_numpy(float)
+    X = X[:, np.ptp(X[: len(frame)], axis=0) > 0]
+    if not X.size:
+        raise ValueError(
+            f"no column can be a feature, of {', '.join(frame) or 'none'}: add numbers; constants, "
+            f"dates, row numbers and texts of more than {FEW} values are none"
+        )
+    X = (X - X[: len(frame)].mean(axis=0)) / X[: len(frame)].std(axis=0)
+    X = data.unit_rows(np.c_[X, np.full(len(X), X.shape[1] ** 0.5)])
+    for x, part in zip(sets, np.split(X, np.cumsum(sizes)[:-1]), strict=True):
+        x.X = part
     unused = ", ".join(frame.columns.difference(numbers + words, sort=False))
     return (
         f"Our choice for tables: the numbers of {len(numbers)} columns, and indicators of the "
         f"texts of {len(words)}, were scaled to mean 0 and standard deviation 1; a constant column "
         "was added, and each row scaled to length 1."
-        + (f" Not used are dates and columns of more than {FEW} texts: {unused}." if unused else "")
+        + (unused and f" Not used are dates, row numbers and more than {FEW} texts: {unused}.")
     )
+
+
+def _no_numbers(column: str, cells: pd.Series) -> None:
+    """Raise `ValueError` if a column of text is meant to be numbers, by most of its values."""
+    values = pd.Series(cells.unique()).str.replace(",", ".")
+    if pd.to_numeric(values, errors="coerce").notna().mean() > CLEAR:
+        odd = cells[pd.to_numeric(cells, errors="coerce").isna()]
+        odd = odd if len(odd) else cells  # all are numbers, but of the type text
+        raise ValueError(
+            f"column {column!r} seems to hold numbers, but {len(odd)} of its {len(cells)} cells "
+            f"are text, such as {odd.iloc[0]!r} in {odd.index[0]}; write each as a number such as "
+            "1.5, or remove the column"
+        )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lib import __version__, data
 
-PICTURE, COLUMNS = 96, 8  # height of a picture; columns of a row
+PICTURE = 96  # height of a picture
 
 
 def headline(found) -> str:
@@ -25,24 +25,15 @@ def headline(found) -> str:
 
 
 def percent(x: float) -> str:
-    """Write a share with two digits, three where it is nearly all.
+    """Write a share with two digits, three where it is nearly all; only all is 100 %.
 
-    >>> percent(0.123), percent(0.00123), percent(0.9987)
-    ('12 %', '0.12 %', '99.9 %')
+    >>> percent(0.123), percent(0.00123), percent(0.9987), percent(0.99996), percent(1.0)
+    ('12 %', '0.12 %', '99.9 %', '> 99.9 %', '100 %')
     """
-    if x >= 0.0995:
-        return f"{100 * x:.{int(0.99 < x < 1)}f} %"
-    return f"{100 * x:.2g} %"
-
-
-def number(x: float) -> str:
-    """Write a number with two digits."""
-    return f"{x:.2g}".replace("-", "−")
-
-
-def moved(share: float) -> str:
-    """Say by what share a loss moves."""
-    return f"{'falls' if share < 0 else 'rises'} by {percent(abs(share))}"
+    if 0.9995 <= x < 1:
+        return "> 99.9 %"
+    digits = f".{int(0.99 < x < 1)}f" if x >= 0.0995 else ".2g"
+    return f"{100 * x:{digits}} %"
 
 
 def render(found) -> str:
@@ -55,14 +46,15 @@ def render(found) -> str:
     }).reindex(found.classes).fillna({"wrong": 0, "most": ""})  # fmt: skip
     suspects = found.suspects.join(table).reset_index()
     suspects["others"] /= table.loss.mean()
-    groups = None if tests is None else found.pairs.groupby("test", sort=False)
+    groups = None
     if tests is not None:
+        by_test = found.pairs.groupby("test", sort=False)
+        groups = [(j, list(pairs.itertuples())) for j, pairs in by_test]
         suspects["test"] /= tests.loss.mean()
     template = resources.files("lib").joinpath("report.html").read_text(encoding="utf-8")
     return jinja2.Environment(autoescape=True).from_string(template).render(
         a=found, h=found.model.h, by_class=by_class, suspects=suspects, headline=headline(found),
-        clean="clean_influence" in table, groups=groups,
-        picture=picture, row=row, percent=percent, number=number, moved=moved,
+        clean="clean_influence" in table, groups=groups, picture=picture, row=row, percent=percent,
         version=__version__, today=date.today().isoformat(),
     )  # fmt: skip
 
@@ -75,7 +67,7 @@ def picture(points, i: int) -> dict | None:
     if show.dtype.kind == "U":  # files
         pixels = data.pixels(show[i], PICTURE)
     else:
-        low, high = min(0, show.min()), max(show.max(), 1e-9)
+        low, high = points.look
         pixels = (show[i] - low) / (high - low)
     image, file = Image.fromarray(np.uint8(np.rint(255 * pixels))), io.BytesIO()
     kind = "png" if max(image.size) < 64 else "jpeg"
@@ -89,5 +81,5 @@ def row(points, i: int) -> list[tuple[str, str]]:
     """Return the first columns of a row of a table."""
     if not isinstance(points.show, pd.DataFrame):
         return []
-    cells = points.show.iloc[i, :COLUMNS].items()
+    cells = zip(points.show, points.look[i], strict=False)  # zip ends with the shorter
     return [(name, f"{x:.4g}" if isinstance(x, float) else str(x)[:60]) for name, x in cells]

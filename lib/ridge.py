@@ -58,7 +58,8 @@ class Ridge:
         """Return the model of an inverse that is there already, for n beyond the dense one's reach.
 
         β is refined to float64, see `PackedInverse.solve`; other products with Q have its dtype,
-        and h its absolute error. The model has no K: all else is as above.
+        and h its absolute error. An eigenvalue of K is taken for rounding below λ/1000 or ε tr K, ε
+        the precision of that dtype. The model has no K: all else is as above.
 
         >>> from lib.kernel import ntk
         >>> X, Y = np.eye(2), [1.0, -1.0]
@@ -74,7 +75,8 @@ class Ridge:
         self.Q, self.diagonal, self.Y, self.lam = Q, diagonal, Y, lam
         q = Q.diagonal()
         if lam > 0:
-            rounding = len(q) * np.finfo(float).eps * (diagonal.sum() + len(q) * lam)
+            eps = max(len(q) * np.finfo(float).eps, np.finfo(Q.dtype).eps)
+            rounding = eps * (diagonal.sum() + len(q) * lam)
             lowest = 1 / max(q.max(), Q.largest()) - lam
             check.semidefinite(lowest, max(1e-3 * lam, rounding))
         self.beta = Q.solve(Y)
@@ -185,11 +187,13 @@ class RidgeInfluence(Influence):
         """
         return self.T1
 
+    @property
+    def T2(self) -> np.ndarray:
+        """Second-order term T₂ = ½ α_i² ‖ρ_i‖² ≥ 0 of I = T₁ + T₂ (Prop 2, Eq 14), (n, t)."""
+        return 0.5 * (self.alpha**2 * squares(self.model.rho)[:, None])
+
     def _along(self, r: np.ndarray) -> np.ndarray:
         return self.alpha * products(self.model.rho, r)
-
-    def _squared(self) -> np.ndarray:
-        return self.alpha**2 * squares(self.model.rho)[:, None]
 
 
 def squares(x: np.ndarray) -> np.ndarray:

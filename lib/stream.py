@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Streamed:
 
     - helpful, harmful: (t, top) training points, the most influential first
     - helps, harms: (t, top) their influence
+    - helps_ihvp, harms_ihvp: (t, top) the usual estimate of it
     - mean: (n,) mean influence of each training point over the test points
     - f: (t,) or (t, c) predictions on the test points
     """
@@ -28,6 +30,8 @@ class Streamed:
     harmful: np.ndarray
     helps: np.ndarray
     harms: np.ndarray
+    helps_ihvp: np.ndarray
+    harms_ihvp: np.ndarray
     mean: np.ndarray
     f: np.ndarray
 
@@ -39,8 +43,10 @@ def stream(
     """Return the `top` most helpful and harmful points of each test point, and the mean of each.
 
     Test points go through in blocks, so that memory is of the order of n · block. With `file`, a
-    name ending in .npy, all (n, t) influences go there in float32. X (n, d), X_te (t, d) and
-    `kernel(X, X_te)` are those of the `model`.
+    name ending in .npy, all (n, t) influences go there in float32, once they are complete: until
+    then its name ends in .npy.part. X (n, d), X_te (t, d) and `kernel(X, X_te)` are those of the
+    `model`. Raises `ValueError` for another name, and `OSError` before it starts where the disk
+    will not do.
 
     >>> from lib.kernel import ntk
     >>> X, model = np.eye(2), Ridge(ntk(np.eye(2)), [1.0, -1.0], lam=0.5)
@@ -50,23 +56,38 @@ def stream(
     n, t = len(model.Y), len(check.array("X_te", X_te, 2))
     y_te = check.targets("y_te", y_te, t)
     top, block = min(check.integer("top", top), n), check.integer("block", block)
-    kept = np.lib.format.open_memmap(file, "w+", np.float32, (n, t)) if file else None
+    kept = _file(Path(file), n, t) if file is not None else None
     total, found = np.zeros(n), []
     for start in tqdm(range(0, t, block), desc="influence", disable=not progress):
         part = slice(start, start + block)
         influence = model.influence(kernel(X, X_te[part]), y_te[part])
-        I = influence.exact
+        I, ihvp = influence.exact, influence.ihvp
         total += I.sum(axis=1)
         if kept is not None:
             kept[:, part] = I
-        found.append([*_ends(I, top), influence.f])
-    parts = [np.concatenate(part) for part in zip(*found, strict=True)]
-    helps, helpful, harms, harmful, f = parts
-    return Streamed(helpful, harmful, helps, harms, total / t, f)
+        both = (torch.topk(torch.from_numpy(I), top, dim=0, largest=x)[1] for x in (True, False))
+        ends = [rows.numpy() for rows in both]
+        values = [np.take_along_axis(x, rows, axis=0) for x in (I, ihvp) for rows in ends]
+        found.append([*(x.T for x in (*ends, *values)), influence.f])
+    if kept is not None:
+        kept.flush()
+        Path(kept.filename).replace(file)
+    *parts, f = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Streamed(*parts, total / t, f)
 
 
-def _ends(I: np.ndarray, top: int) -> Iterator[np.ndarray]:
-    """The largest entries of each column, (t, top), and their rows; then the smallest."""
-    for largest in (True, False):
-        ends = torch.topk(torch.from_numpy(I), top, dim=0, largest=largest)
-        yield from (x.T.numpy() for x in ends)
+def _file(file: Path, n: int, t: int) -> np.ndarray:
+    """Return an array (n, t) of float32 in a new file, whose name has .part at its end."""
+    if file.suffix != ".npy":
+        raise ValueError(f"file = {str(file)!r} must end in .npy, the format that it gets")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"file = {str(file)!r}: there is no such folder; make it")
+    part = file.with_suffix(".npy.part")
+    part.unlink(missing_ok=True)
+    need, free = 4 * n * t, shutil.disk_usage(file.parent).free
+    if need > free:
+        raise OSError(
+            f"all influences need {need / 1e9:.1f} GB, but {free / 1e9:.1f} are free in "
+            f"{file.parent}; choose a file on another disk, or leave it out"
+        )
+    return np.lib.format.open_memmap(part, "w+", np.float32, (n, t))

@@ -1,0 +1,188 @@
+"""The kernel of any torch module: by hand, against explicit Jacobians, in pieces, bad input."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.module import _Module, empirical_ntk, outputs
+from lib.packed import PackedInverse
+from lib.ridge import Ridge
+
+
+def convolutional(c=3, seed=0, dtype=torch.float64):
+    """Eight by eight images to c outputs, with batch normalisation, dropout."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.GELU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, c),
+    )  # fmt: skip
+    net(torch.randn(20, 64))  # running statistics that are not 0 and 1
+    return net.to(dtype).eval()
+
+
+def points(n=7, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, 64))
+
+
+def explicit(net, X, names=None):
+    """J (n, c, p), one gradient by backward() after another."""
+    rows = []
+    for x in torch.as_tensor(X):
+        f, row = net(x[None]).reshape(-1), []
+        for o in range(len(f)):
+            net.zero_grad()
+            f[o].backward(retain_graph=True)
+            chosen = [(k, p) for k, p in net.named_parameters() if names is None or k in names]
+            row.append(torch.cat([p.grad.flatten() for _, p in chosen]).clone())
+        rows.append(torch.stack(row))
+    return torch.stack(rows).numpy()
+
+
+def test_empirical_kernel_by_hand():
+    # f = a relu(w x), a = 3, w = 2: at x > 0 ∂f/∂w = 3x and ∂f/∂a = 2x, else both are 0
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)).eval()
+    net[0].weight.data.fill_(2.0)
+    net[2].weight.data.fill_(3.0)
+    K = empirical_ntk(net, [[1.0], [-1.0], [2.0]])
+    assert K.tolist() == [[13.0, 0.0, 26.0], [0.0, 0.0, 0.0], [26.0, 0.0, 52.0]]
+
+
+@pytest.mark.parametrize("memory", [1e9, 5e4, 1])
+@pytest.mark.parametrize("c", [1, 3])
+def test_empirical_kernel_is_that_of_explicit_jacobians(c, memory):
+    net, X, X2 = convolutional(c), points(), points(4, 1)
+    J, J2 = explicit(net, X), explicit(net, X2)
+    expected = np.einsum("iap,jbp->iajb", J, J)
+    K = empirical_ntk(net, X, memory=memory)
+    tolerance = {"rtol": 1e-12, "atol": 1e-12 * K.max()}
+    np.testing.assert_allclose(K, expected.reshape(7 * c, 7 * c), **tolerance)
+    np.testing.assert_array_equal(K, K.T)
+    k = np.einsum("iap,jbp->iajb", J, J2)
+    np.testing.assert_allclose(
+        empirical_ntk(net, X, X2, memory=memory), k.reshape(7 * c, -1), **tolerance
+    )
+    trace = empirical_ntk(net, X, X2, trace=True, memory=memory)
+    np.testing.assert_allclose(trace, np.trace(k, axis1=1, axis2=3), **tolerance)
+    if c > 1:  # control: outputs before points
+        assert np.abs(expected.transpose(1, 0, 3, 2).reshape(K.shape) - K).max() > 0.01 * K.max()
+
+
+@pytest.mark.parametrize("memory", [6e5, 2e5, 1])
+def test_empirical_kernel_takes_no_more_jacobians_than_fit(memory, monkeypatch):
+    sizes, call = [], _Module.jacobians
+
+    def record(self, X):
+        found = call(self, X)
+        sizes.append((len(X), sum(J.numel() * J.element_size() for J in found)))
+        return found
+
+    monkeypatch.setattr(_Module, "jacobians", record)
+    empirical_ntk(convolutional(), points(40), memory=memory)
+    assert all(points == 1 or 2 * size <= memory for points, size in sizes)  # two blocks at a time
+    assert len(sizes) > 1
+
+
+def test_empirical_kernel_of_chosen_parameters():
+    net, X = convolutional(), points()
+    head = empirical_ntk(net, X, parameters=["7.*"])
+    J = explicit(net, X, {"7.weight", "7.bias"}).reshape(21, -1)
+    np.testing.assert_allclose(head, J @ J.T, rtol=1e-12)
+    rest = empirical_ntk(net, X, parameters=["1.*", "2.*"])
+    np.testing.assert_allclose(head + rest, empirical_ntk(net, X), rtol=1e-10)
+    for name, p in net.named_parameters():
+        p.requires_grad = name.startswith("7")
+    np.testing.assert_array_equal(empirical_ntk(net, X), head)
+
+
+def test_empirical_kernel_knows_tied_parameters():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2, bias=False)
+            self.b = self.a
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))[:, 0]
+
+    net, X = Tied().double().eval(), points(5)[:, :2]
+    J = explicit(net, X).reshape(5, -1)
+    np.testing.assert_allclose(empirical_ntk(net, X), J @ J.T, rtol=1e-12)
+
+
+def test_empirical_kernel_leaves_the_module_as_it_is():
+    net, X = convolutional(), points()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    empirical_ntk(net, X)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_empirical_kernel_of_single_precision_sums_in_double():
+    X = points(30)
+    exact = empirical_ntk(convolutional(), X)
+    single = empirical_ntk(convolutional(dtype=torch.float32), X)
+    assert 1e-9 < np.abs(single / exact.max() - exact / exact.max()).max() < 1e-5
+    assert single.dtype == np.float64
+    assert empirical_ntk(convolutional(), X, dtype="float32").dtype == np.float32
+
+
+def test_empirical_kernel_stands_where_a_kernel_does():
+    net, X = convolutional(1), points(12)
+    kernel, Y = partial(empirical_ntk, net), np.sign(points(12, 1)[:, 0])
+    lam = 0.1 * np.trace(kernel(X))
+    Q = PackedInverse(kernel, X, lam, dtype="float64", tile=5, progress=False)
+    np.testing.assert_allclose(Ridge.packed(Q, Y).h, Ridge(kernel(X), Y, lam).h, rtol=1e-10)
+
+
+def test_outputs_in_blocks():
+    net, X = convolutional(), points()
+    np.testing.assert_allclose(
+        outputs(net, X, block=2), net(torch.as_tensor(X)).detach(), rtol=1e-12
+    )
+
+
+def test_points_that_are_not_numbers_with_a_point():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 1)).eval()
+    K = empirical_ntk(net, np.array([[0, 1], [2, 3]]))
+    assert K.shape == (2, 2) and (K.diagonal() > K[0, 1]).all()
+
+
+class Mixing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_other_devices():
+    net, X = convolutional(), points()
+    K = empirical_ntk(net, X)
+    np.testing.assert_allclose(empirical_ntk(net.cuda(), X, memory=5e4), K, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("model", "X", "settings", "error", "message"),
+    [
+        (nn.Linear(2, 1), [[1.0, 2.0]], {}, ValueError, r"training mode.*call model\.eval\(\)"),
+        (nn.Linear(2, 1).eval(), np.zeros((0, 2)), {}, ValueError, r"X has no points.*\(0, 2\)"),
+        (nn.Linear(2, 1).eval(), [[1.0, np.nan]], {}, ValueError, "X has 1 value that is not fin"),
+        (nn.Flatten(0).eval(), [[1.0]], {}, ValueError, "no parameter that requires a gradient"),
+        (nn.Linear(2, 1).eval(), [[1.0, 2.0]], {"parameters": ["bais"]}, ValueError, "'bais', whi"),
+        (nn.Linear(2, 1).eval(), [[1.0, 2.0]], {"parameters": []}, ValueError, "parameters has"),
+        (nn.Linear(2, 1).eval(), [[1.0, 2.0]], {"memory": 0}, ValueError, "memory must be"),
+        (nn.Linear(2, 1).eval(), [[[1.0, 2.0]]], {}, ValueError, r"1 points to shape \(1, 1, 1\)"),
+        (Mixing(2, 1).eval(), [[1.0, 2.0], [5.0, 0.0]], {}, ValueError, "beside another point"),
+        (lambda x: x, [[1.0]], {}, TypeError, r"model must be a torch\.nn\.Module, not function"),
+    ],
+)  # fmt: skip
+def test_bad_input(model, X, settings, error, message):
+    with pytest.raises(error, match=message):
+        empirical_ntk(model, X, **settings)
+
+
+def test_batch_normalisation_without_running_statistics_is_refused():
+    net = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 1)).eval()
+    with pytest.raises(ValueError, match="batch normalisation without running statistics"):
+        empirical_ntk(net, [[1.0, 2.0], [5.0, 0.0]])
