@@ -1,0 +1,168 @@
+"""Measure the estimators of others, and whole computations, beside this library.
+
+python -m bench.peers WORK RECORDS --peers PYTHON [--jax PYTHON] [--more] [--only NAME] [--limit S]
+
+PYTHON is that of the peers' environment, that of --jax is of neural-tangents'; `make peers`
+makes both. Results are kept in WORK as they come, so that a run that was cut short goes on. The
+records are written after each network; --more measures further seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+from tqdm import tqdm
+
+from bench.peers import plan
+from bench.peers.side import MARK
+from lib.journal import Journal
+
+HEADER = {"format": "bench.peers 1"}
+
+
+def ask(python: str, lines: list[dict], script: str = "case.py"):
+    """Yield the answer of each line, from one process that reads them all."""
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    process = subprocess.Popen(
+        [python, str(Path(__file__).with_name(script))], text=True, env=environ | threads,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for line in lines:
+            process.stdin.write(json.dumps(line) + "\n")
+            process.stdin.flush()
+            for told in process.stdout:
+                if told.startswith(MARK):
+                    yield json.loads(told.removeprefix(MARK))
+                    break
+            else:
+                raise RuntimeError(f"{python} ended at {line}; run {script} with it to see why")
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+
+def words(knobs: dict) -> str:
+    """Knobs as text.
+
+    >>> words({"kind": "CgInfluence", "maxiter": 8})
+    'CgInfluence, maxiter=8'
+    """
+    return ", ".join(str(v) if k == "kind" else f"{k}={v}" for k, v in knobs.items())
+
+
+def solvers(networks, work: Path, python: str, limit: float):
+    """Measure what is not in the journal yet, until `limit`; yield all rows after each network."""
+    with Journal(work / "solvers.jsonl", HEADER) as journal:
+        done = {(r["network"], r["method"], r["solver"], r["knobs"]) for r in journal.results}
+        for network in networks:
+            file = work / f"{network.name}.npz"
+            if not file.is_file():
+                from bench.peers.prepare import prepare
+
+                prepare(network, work)
+            if (network.name, "dual", "lib", "") not in done:
+                for row in exact(file):
+                    journal.append(about(network, file) | row)
+            todo = [
+                case for case in plan.cases(network)
+                if (network.name, case.method, case.solver, words(case.knobs)) not in done
+            ]  # fmt: skip
+            todo.sort(key=plan.turn)
+            asked = [
+                {"solver": case.solver, "network": str(file), "knobs": case.knobs,
+                 "seed": network.seed, "seconds": plan.SECONDS, "memory": plan.MEMORY,
+                 "unit": case.unit}
+                for case in todo
+            ]  # fmt: skip
+            with tqdm(total=len(todo), desc=network.name) as bar:
+                for turn in dict.fromkeys(plan.turn(case) for case in todo):
+                    of = [k for k, case in enumerate(todo) if plan.turn(case) == turn]
+                    answers = ask(python, [asked[k] for k in of])
+                    for k, found in zip(of, answers, strict=False):
+                        case = todo[k]
+                        journal.append(about(network, file) | {
+                            "method": case.method, "solver": case.solver,
+                            "knobs": words(case.knobs), "default": case.default,
+                            "unit": case.unit, "about": case.about, **found,
+                        })  # fmt: skip
+                        bar.update()
+                        if monotonic() > limit:
+                            break
+                    answers.close()
+                    if monotonic() > limit:
+                        break
+            yield journal.results
+            if monotonic() > limit:
+                return
+
+
+def about(network: plan.Network, file: Path) -> dict:
+    """The start of a row: what network it is of."""
+    z = np.load(file)
+    return {
+        "network": network.name, "data": network.source, "loss": "squared" if network.width
+        else "softmax", "width": network.width or plan.HIDDEN,
+        "n": len(z["X"]), "t": len(z["X_te"]), "outputs": 1 if network.width else z["a"].shape[1],
+        "parameters": z["hidden.weight"].size, "lam": network.lam, "seed": network.seed,
+        "leverage": float(z["h"].mean()),
+    }  # fmt: skip
+
+
+def exact(file: Path) -> list[dict]:
+    """The rows of the dual solution itself: for any module, and counted for the network of Eq 1."""
+    from bench.peers.case import errors
+
+    z = np.load(file)
+    row = {"default": True, "unit": True, "about": "", "library": "this library", "version": "",
+           "outcome": "ok", "retraining": float(z["retraining"])}  # fmt: skip
+    names = {"dual": "gauss-newton" if "gauss-newton" in z else "ihvp", "counted": "counted"}
+    return [
+        row | {"method": "dual", "solver": solver, "knobs": ""}
+        | errors(z[names[kind]], z["ihvp"], z["actual"])
+        | {"seconds": float(z[f"{kind} seconds"]), "memory": float(z[f"{kind} memory"])}
+        for kind, solver in (("dual", "lib"), ("counted", "lib.ihvp"))
+        if f"{kind} seconds" in z
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--peers", required=True, help="Python of the peers' environment")
+    parser.add_argument("--jax", help="Python of the environment of neural-tangents")
+    parser.add_argument("--more", action="store_true", help="measure other seeds, too")
+    parser.add_argument("--only", choices=["solvers", "tasks"], help="measure a part")
+    parser.add_argument("--network", default="", help="only networks whose name has this in it")
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds, then go on next time")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    import pandas as pd
+
+    from book.chapters import provenance, store
+
+    if args.only != "tasks":
+        networks = plan.NETWORKS + (plan.MORE if args.more else ())
+        networks = [network for network in networks if args.network in network.name]
+        for rows in solvers(networks, args.work, args.peers, monotonic() + args.limit):
+            frame = pd.DataFrame(rows).assign(**provenance())
+            store(frame, args.records / "solvers.csv", float_format="%.5g")
+    if args.only != "solvers":
+        from bench.peers.tasks import tasks
+
+        frame = pd.DataFrame(tasks(args.work, args.peers, args.jax)).assign(**provenance())
+        store(frame, args.records / "peers.csv", float_format="%.5g")
+
+
+if __name__ == "__main__":
+    main()

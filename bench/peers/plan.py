@@ -1,0 +1,196 @@
+"""What is measured: every method at its defaults, and along its knobs, on each network.
+
+Methods and knobs were written before the networks of width 1,000 and the softmax network were
+looked at; the one of width 32 served to learn how each library is called. After the first rows,
+test points (20 to 10), checkpoints and cases were cut, for time. A default is the library's, but
+for the damping: all get the ridge of the training, unless the case is about damping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+N, T = 200, 10  # training and test points: all 200 are removed, and estimated on all 10
+HIDDEN = 24  # units of the softmax network
+SECONDS, MEMORY = 60, 6e9  # processor seconds and bytes that a case may take
+ORDER = ("pydvl", "curvlinops", "kronfluence", "dattri_tracin", "dattri", "captum_similarity",
+         "captum_tracin", "captum", "dattri_trak", "trak")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the comparison: its data, width, ridge, scale of the start and seed.
+
+    A width is that of the two-layer network of Eq 1 with squared loss; 0 stands for the small
+    softmax network, of which all layers are trained.
+
+    >>> Network("digits:3/8", 1000, 0.1, seed=0).name
+    'digits-3-8-m1000-lam0.1-seed0'
+    """
+
+    source: str
+    width: int
+    lam: float
+    kappa: float = 0.3
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        kind = f"m{self.width}" if self.width else "softmax"
+        source = self.source.replace(":", "-").replace("/", "-")
+        return f"{source}-{kind}-lam{self.lam:g}-seed{self.seed}"
+
+
+MAIN = Network("digits:3/8", 1000, 1.0)
+NETWORKS = (
+    MAIN,
+    Network("digits:all", 0, 1.0),
+    Network("digits:3/8", 32, 1.0, kappa=1.0),
+)
+MORE = (  # a weaker ridge, a wider network, and other seeds of the main one
+    Network("digits:3/8", 1000, 0.1),
+    Network("digits:3/8", 10_000, 0.1),
+    Network("digits:3/8", 1000, 1.0, seed=1),
+    Network("digits:3/8", 1000, 1.0, seed=2),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with its knobs: name, the function of `solvers`, and whether these are defaults.
+
+    `unit` says whether its scores have the unit of Î; `about` what the case shows, if not accuracy.
+    """
+
+    method: str
+    solver: str
+    knobs: dict = field(default_factory=dict)
+    default: bool = False
+    unit: bool = True
+    about: str = ""
+
+
+def along(method: str, solver: str, kind: str, name: str, values, **rest) -> list[Case]:
+    """A case for each value of a knob."""
+    return [Case(method, solver, {"kind": kind, name: value, **rest}) for value in values]
+
+
+CG = along("conjugate gradients", "pydvl", "CgInfluence", "maxiter", (1, 2, 4, 8, 16, 32),
+           rtol=1e-10, solve_simultaneously=True)  # fmt: skip
+NYSTROM = along("Nyström", "pydvl", "NystroemSketchInfluence", "rank", (5, 10, 20, 50, 100, 199))
+SCALE = 0.35  # above (λ_max + λ)/n, about 0.32 with 200 images of the digits 3 and 8
+
+
+def lissa(maxiter: int, scale: float, batch: int) -> Case:
+    knobs = {"kind": "LissaInfluence", "maxiter": maxiter, "scale": scale, "batch": batch}
+    return Case("LiSSA", "pydvl", knobs | {"rtol": 1e-7})
+
+
+DEFAULTS = [
+    Case("dense Hessian", "pydvl", {"kind": "DirectInfluence"}, default=True),
+    Case("conjugate gradients", "pydvl", {"kind": "CgInfluence"}, default=True),
+    Case("LiSSA", "pydvl", {"kind": "LissaInfluence", "batch": 50}, default=True),
+    Case("Arnoldi", "pydvl", {"kind": "ArnoldiInfluence"}, default=True),
+    Case("harmonic mean", "pydvl", {"kind": "InverseHarmonicMeanInfluence"}, default=True),
+    Case("EK-FAC", "pydvl", {"kind": "EkfacInfluence"}, default=True),
+    Case("EK-FAC", "kronfluence", {}, default=True),
+    Case("dense Hessian", "dattri", {"kind": "IFAttributorExplicit"}, default=True),
+    Case("conjugate gradients", "dattri", {"kind": "IFAttributorCG"}, default=True),
+    Case("LiSSA", "dattri", {"kind": "IFAttributorLiSSA"}, default=True),
+    Case("Arnoldi", "dattri", {"kind": "IFAttributorArnoldi"}, default=True),
+    Case("DataInf", "dattri", {"kind": "IFAttributorDataInf"}, default=True),
+    Case("EK-FAC", "dattri", {"kind": "IFAttributorEKFAC"}, default=True),
+    Case("dense Hessian", "captum", {"kind": "NaiveInfluenceFunction"}, default=True),
+    Case("Arnoldi", "captum", {"kind": "ArnoldiInfluenceFunction"}, default=True),
+    Case("conjugate gradients", "curvlinops", {"kind": "CGInverseLinearOperator"}, default=True),
+    Case("LiSSA", "curvlinops", {"kind": "NeumannInverseLinearOperator"}, default=True),
+    Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator"}, default=True),
+    Case("TracIn", "captum_tracin", {}, default=True, unit=False),
+    Case("TracIn", "dattri_tracin", {"kind": "TracIn"}, default=True, unit=False),
+    Case("gradient product", "dattri_tracin", {"kind": "gradient dot"}, default=True, unit=False),
+    Case("gradient cosine", "dattri_tracin", {"kind": "gradient cosine"}, default=True, unit=False),
+    Case("similarity", "captum_similarity", {}, default=True, unit=False),
+    Case("similarity", "captum_similarity", {"layers": ["hidden", "act"]}, unit=False),
+]
+TRAK = [  # with a model output that squared loss asks for
+    Case("TRAK", "trak", {"damping": 0.0}, default=True, unit=False),
+    Case("TRAK", "dattri_trak", {"damping": 0.0}, default=True, unit=False),
+    *[Case("TRAK", "trak", {"proj_dim": k, "half": False}, unit=False) for k in (128, 512, 2048)],
+    *[Case("TRAK", "dattri_trak", {"proj_dim": k}, unit=False) for k in (128, 512, 2048)],
+]
+SWEEPS = [
+    *CG, *NYSTROM,
+    *[lissa(k, SCALE, N) for k in (10, 30, 100, 300)],
+    *[lissa(30, scale, N) for scale in (0.1, 0.15, 0.2, 1.0, 10.0)],
+    *[lissa(300, 2 * SCALE, batch) for batch in (5, 20, 50)],
+    *along("Arnoldi", "pydvl", "ArnoldiInfluence", "rank", (10, 20, 50, 100), use_woodbury=True),
+    *along("conjugate gradients", "dattri", "IFAttributorCG", "max_iter", (2, 4, 8, 16, 32, 128)),
+    *[Case("LiSSA", "dattri", {"kind": "IFAttributorLiSSA", "scaling": s, "batch_size": b,
+                               "recursion_depth": k})
+      for s, b, k in ((0.7, 50, 300), (0.7, 20, 300), (0.1, 50, 300))],
+    *[Case("EK-FAC", "kronfluence", {"strategy": s}) for s in ("kfac", "diagonal", "identity")],
+    Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator", "fisher_type": "type-2"}),
+    Case("Arnoldi", "captum", {"kind": "ArnoldiInfluenceFunction", "projection_dim": 150}),
+    Case("conjugate gradients", "curvlinops",
+         {"kind": "CGInverseLinearOperator", "tolerance": 1e-6, "max_iter": 64}),
+    *[Case("LiSSA", "curvlinops",
+           {"kind": "NeumannInverseLinearOperator", "scale": 1 / SCALE / N, "num_terms": k})
+      for k in (30, 300)],
+]  # fmt: skip
+DAMPING = [
+    *[Case("conjugate gradients", "pydvl",
+           {"kind": "CgInfluence", "rtol": 1e-10, "solve_simultaneously": True, "damping": d},
+           about="damping") for d in (0.5 / N, 2.0 / N, 11.0 / N)],
+    Case("EK-FAC", "kronfluence", {"damping": 1e-8}, default=True, about="damping"),
+    Case("EK-FAC", "kronfluence", {"damping": "heuristic"}, about="damping"),
+    Case("Arnoldi", "captum", {"kind": "ArnoldiInfluenceFunction", "damping": 1e-3}, default=True,
+         about="damping"),
+    Case("conjugate gradients", "dattri", {"kind": "IFAttributorCG", "damping": 0.0}, default=True,
+         about="damping"),
+    Case("LiSSA", "dattri", {"kind": "IFAttributorLiSSA", "damping": 0.0}, default=True,
+         about="damping"),
+]  # fmt: skip
+BATCH = [
+    *[Case("conjugate gradients", "pydvl",
+           {"kind": "CgInfluence", "maxiter": 32, "rtol": 1e-10, "batch": b}, about="batch")
+      for b in (64, 50)],
+    *[Case("conjugate gradients", "dattri", {"kind": "IFAttributorCG", "max_iter": 16, "batch": b},
+           about="batch") for b in (100, 50)],
+    *[Case("EK-FAC", "kronfluence", {"batch": b}, about="batch") for b in (64, 50)],
+    *[Case("EK-FAC", "dattri", {"kind": "IFAttributorEKFAC", "batch": b}, about="batch")
+      for b in (50, 1)],
+]  # fmt: skip
+DIRECT = [
+    Case("dense Hessian", "dattri", {"kind": "IFAttributorExplicit", "batch": 50}, about="batch"),
+    Case("dense Hessian", "captum", {"kind": "NaiveInfluenceFunction", "projection_dim": 300}),
+]
+FEW = [
+    *CG, *NYSTROM[::2], lissa(100, SCALE, N), lissa(300, SCALE, N),
+    *along("Arnoldi", "pydvl", "ArnoldiInfluence", "rank", (10, 50), use_woodbury=True),
+]  # fmt: skip
+
+
+def cases(network: Network) -> list[Case]:
+    """The cases of a network, in the order in which they are measured."""
+    if not network.width:
+        return [*DEFAULTS, *CG, *NYSTROM, *DIRECT, lissa(300, 1.0, N), lissa(300, 1.0, 50),
+                *along("Arnoldi", "pydvl", "ArnoldiInfluence", "rank", (50,), use_woodbury=True),
+                *along("conjugate gradients", "dattri", "IFAttributorCG", "max_iter", (32,)),
+                Case("EK-FAC", "pydvl", {"kind": "EkfacInfluence", "update_diagonal": True}),
+                Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator",
+                                              "fisher_type": "type-2"})]  # fmt: skip
+    if network.width >= 10_000:
+        return [*CG[2:], *NYSTROM[1:5:2], lissa(300, SCALE, N), DEFAULTS[0]]
+    if network.width < 100:
+        return [*DEFAULTS, *DIRECT, *TRAK[:2]]
+    if network.lam < 1:
+        return [*FEW, *[c for c in DEFAULTS if c.solver == "kronfluence"]]
+    if network.seed:
+        return [*FEW, *[c for c in DEFAULTS if c.solver in ("kronfluence", "curvlinops")]]
+    return [*SWEEPS, *DAMPING, *BATCH, *TRAK, *DEFAULTS]
+
+
+def turn(case: Case) -> tuple[bool, int]:
+    """When a case is measured: a library at a time, and what takes long at the end."""
+    slow = case.solver == "trak" or (case.method == "LiSSA" and case.solver == "dattri")
+    return slow and case.default, ORDER.index(case.solver)

@@ -1,0 +1,388 @@
+"""How each library is called: one function a method, from a network to scores (n, t).
+
+Each returns the scores in the unit of Î (Eq 12), converted as the library's own documentation says
+what they are. A library that averages the loss over n points has the Hessian (JᵀJ + λI)/n if its
+damping is λ/n, and its scores are n times Î. Methods without a unit (TracIn, TRAK, similarity) are
+returned as they are. This module needs NumPy, torch and the library called, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Module(nn.Module):
+    """The network of the comparison: W is trained, the read-out a is fixed."""
+
+    def __init__(self, W: torch.Tensor, a: torch.Tensor, smooth: bool):
+        super().__init__()
+        self.hidden = nn.Linear(W.shape[1], len(W), bias=False)
+        self.act = nn.GELU() if smooth else nn.ReLU()
+        self.hidden.weight.data = W.clone()
+        self.register_buffer("a", a)
+
+    def forward(self, x):
+        return self.act(self.hidden(x)) @ self.a
+
+
+@dataclass
+class Case:
+    """A trained network with its data, as torch has them, and the seed of what is random."""
+
+    module: Module
+    X: torch.Tensor
+    Y: torch.Tensor
+    X_te: torch.Tensor
+    Y_te: torch.Tensor
+    lam: float
+    seed: int
+    checkpoints: list[torch.Tensor]
+
+    @classmethod
+    def load(cls, file: str | Path, seed: int = 0) -> Case:
+        z = np.load(file)
+        part = {k: torch.as_tensor(z[k]) for k in ("X", "Y", "X_te", "Y_te", "a", "hidden.weight")}
+        part = {k: v.float() if v.is_floating_point() else v for k, v in part.items()}
+        squared = part["Y"].is_floating_point()
+        y, y_te = (v[:, None] if squared else v for v in (part["Y"], part["Y_te"]))
+        a = part["a"].reshape(len(part["a"]), -1)
+        module = Module(part["hidden.weight"], a, smooth=not squared).eval()
+        steps = [torch.as_tensor(z[k]) for k in z.files if k.startswith("checkpoint ")]
+        return cls(module, part["X"], y, part["X_te"], y_te, float(z["lam"]), seed, steps)
+
+    @property
+    def squared(self) -> bool:
+        return self.Y.is_floating_point()
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def loss(self, f, y, reduction="mean"):
+        """ℓ as training has it: ½ (f − y)² or the cross-entropy."""
+        if self.squared:
+            return 0.5 * nn.functional.mse_loss(f, y, reduction=reduction)
+        return nn.functional.cross_entropy(f, y, reduction=reduction)
+
+    def train(self, batch: int) -> DataLoader:
+        return DataLoader(TensorDataset(self.X, self.Y), batch_size=batch)
+
+    def test(self) -> DataLoader:
+        return DataLoader(TensorDataset(self.X_te, self.Y_te), batch_size=len(self.X_te))
+
+
+# --- pyDVL ----------------------------------------------------------------------------------------
+
+
+def pydvl(case: Case, kind: str, batch: int = 0, damping: float | None = None, **knobs):
+    """pyDVL's influence models: fit on the training loader, then `influences`, (t, n)."""
+    from pydvl.influence import torch as models
+
+    logging.getLogger("pydvl").setLevel(logging.ERROR)
+    n = len(case)
+    damping = case.lam / n if damping is None else damping
+    if kind == "EkfacInfluence":
+        model = models.EkfacInfluence(case.module, hessian_regularization=damping, **knobs)
+    else:
+        of = getattr(models, kind)
+        model = of(case.module, case.loss, regularization=damping, **knobs)
+    model = model.fit(case.train(batch or n))
+    scores = model.influences(case.X_te, case.Y_te, case.X, case.Y)
+    return scores.detach().numpy().T / n
+
+
+# --- kronfluence ----------------------------------------------------------------------------------
+
+
+def kronfluence(case: Case, strategy: str = "ekfac", damping: float | str | None = None,
+                batch: int = 0, empirical: bool = False):  # fmt: skip
+    """Kronfluence's Analyzer: factors of the Fisher matrix, then pairwise scores, (t, n)."""
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+
+    class OurTask(Task):
+        def compute_train_loss(self, batch, model, sample=False):
+            x, y = batch
+            f = model(x)
+            if sample and case.squared:  # labels of the model itself, of variance one
+                y = (f + torch.randn_like(f)).detach()
+            elif sample:
+                y = torch.multinomial(f.detach().softmax(dim=1), 1)[:, 0]
+            return case.loss(f, y, "sum")
+
+        def compute_measurement(self, batch, model):
+            x, y = batch
+            return case.loss(model(x), y, "sum")
+
+        def get_influence_tracked_modules(self):
+            return ["hidden"]
+
+    n, task = len(case), OurTask()
+    model = prepare_model(case.module, task)
+    data, data_te = TensorDataset(case.X, case.Y), TensorDataset(case.X_te, case.Y_te)
+    damping = case.lam / n if damping is None else None if damping == "heuristic" else damping
+    with tempfile.TemporaryDirectory() as folder:
+        analyzer = Analyzer("a", model, task, cpu=True, output_dir=folder, disable_tqdm=True)
+        analyzer.fit_all_factors(
+            "factors", data, per_device_batch_size=batch or n,
+            factor_args=FactorArguments(strategy=strategy, use_empirical_fisher=empirical),
+        )  # fmt: skip
+        analyzer.compute_pairwise_scores(
+            "scores", "factors", data_te, data, per_device_query_batch_size=len(case.X_te),
+            per_device_train_batch_size=batch or n,
+            score_args=ScoreArguments(damping_factor=damping),
+        )  # fmt: skip
+        scores = analyzer.load_pairwise_scores("scores")["all_modules"]
+    return scores.numpy().T / n
+
+
+# --- dattri ---------------------------------------------------------------------------------------
+
+
+def dattri_task(case: Case, function=None, checkpoints=None):
+    from dattri.task import AttributionTask
+
+    def loss(params, data):
+        x, y = data
+        f = functional_call(case.module, params, x)
+        return case.loss(f, y if case.squared else y.long())
+
+    checkpoints = checkpoints or case.module.state_dict()
+    return AttributionTask(function or loss, case.module, checkpoints)
+
+
+def dattri(case: Case, kind: str, batch: int = 0, damping: float | None = None, **knobs):
+    """dattri's influence attributors: cache the training loader, then `attribute`, (n, t)."""
+    from dattri.algorithm import influence_function as attributors
+
+    n = len(case)
+    damping = case.lam / n if damping is None else damping
+    name = "regularization"
+    if kind in ("IFAttributorLiSSA", "IFAttributorEKFAC"):
+        name = "damping"
+    if kind == "IFAttributorLiSSA":  # it subtracts damping times the vector, beside H / scaling
+        damping /= knobs.get("scaling", 50.0)
+        knobs["batch_size"] = knobs.get("batch_size", 1)
+    attributor = getattr(attributors, kind)(dattri_task(case), **{name: damping}, **knobs)
+    attributor.cache(case.train(batch or n))
+    return attributor.attribute(case.train(n), case.test()).detach().numpy() / n
+
+
+def dattri_tracin(case: Case, kind: str):
+    """Gradient products at the end, or along training with equal weights."""
+    from dattri.algorithm.tracin import TracInAttributor
+
+    states = [case.module.state_dict()]
+    if kind == "TracIn":
+        states = [{**states[0], "hidden.weight": W} for W in case.checkpoints] + states
+    attributor = TracInAttributor(
+        dattri_task(case, checkpoints=states), torch.ones(len(states)),
+        normalized_grad=kind == "gradient cosine",
+    )  # fmt: skip
+    return attributor.attribute(case.train(len(case)), case.test()).detach().numpy()
+
+
+def dattri_trak(case: Case, proj_dim: int = 512, damping: float | None = None):
+    """TRAK on the output of the network, times the residual of the test point."""
+    from dattri.algorithm.trak import TRAKAttributor
+
+    def output(params, data):
+        x, _ = data
+        return functional_call(case.module, params, x[None]).sum()
+
+    def one_less_residual(params, data):
+        x, y = data
+        return 1 - (functional_call(case.module, params, x[None])[0] - y)
+
+    size = case.module.hidden.weight.numel()
+    scale = 1 / size  # gradients are divided by √p
+    attributor = TRAKAttributor(
+        dattri_task(case, output), one_less_residual,
+        projector_kwargs={"proj_dim": proj_dim, "proj_seed": case.seed, "device": "cpu"},
+        regularization=case.lam * scale if damping is None else damping,
+    )  # fmt: skip
+    attributor.cache(case.train(len(case)))
+    scores = attributor.attribute(case.test()).detach().numpy()
+    return scores * residual(case)
+
+
+def residual(case: Case) -> np.ndarray:
+    with torch.no_grad():
+        return (case.module(case.X_te) - case.Y_te)[:, 0].numpy()
+
+
+# --- TRAK -----------------------------------------------------------------------------------------
+
+
+def trak(case: Case, proj_dim: int = 2048, damping: float | None = None, half: bool = True):
+    """TRAKer with the output of the network, times the residual of the test point."""
+    from trak import TRAKer
+    from trak.modelout_functions import AbstractModelOutput
+
+    class Output(AbstractModelOutput):
+        def __init__(self):
+            super().__init__()
+
+        @staticmethod
+        def get_output(model, weights, buffers, x, y):
+            return functional_call(model, (weights, buffers), x[None]).sum()
+
+        def get_out_to_loss_grad(self, model, weights, buffers, batch):
+            x, y = batch
+            return (functional_call(model, (weights, buffers), x) - y).detach()
+
+    n, size = len(case), case.module.hidden.weight.numel()
+    damping = case.lam * proj_dim / size if damping is None else damping
+    with tempfile.TemporaryDirectory() as folder:
+        traker = TRAKer(
+            case.module, Output(), n, save_dir=folder, device="cpu", proj_dim=proj_dim,
+            use_half_precision=half, lambda_reg=damping, projector_seed=case.seed,
+            logging_level=logging.ERROR,
+        )  # fmt: skip
+        traker.load_checkpoint(case.module.state_dict(), model_id=0)
+        traker.featurize(batch=(case.X, case.Y), num_samples=n)
+        traker.finalize_features()
+        t = len(case.X_te)
+        traker.start_scoring_checkpoint("test", case.module.state_dict(), 0, t)
+        traker.score(batch=(case.X_te, case.Y_te), num_samples=t)
+        scores = np.array(traker.finalize_scores("test"), dtype=float)
+    return scores * residual(case)
+
+
+# --- captum ---------------------------------------------------------------------------------------
+
+
+def captum(case: Case, kind: str, damping: float | None = None, **knobs):
+    """captum's influence functions: their Hessian is a sum, of (f − y)² without the half."""
+    from captum.influence._core import arnoldi_influence_function, influence_function
+
+    half = 2.0 if case.squared else 1.0
+    damping = half * case.lam if damping is None else damping
+    loss = nn.MSELoss(reduction="none") if case.squared else nn.CrossEntropyLoss(reduction="none")
+    where = influence_function if kind == "NaiveInfluenceFunction" else arnoldi_influence_function
+    with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+        torch.save(case.module.state_dict(), file.name)
+        model = getattr(where, kind)(
+            case.module, TensorDataset(case.X, case.Y), file.name, loss_fn=loss, batch_size=20,
+            hessian_reg=damping, **knobs,
+        )  # fmt: skip
+        scores = model.influence((case.X_te, case.Y_te))
+    return scores.detach().numpy().T / half
+
+
+def captum_tracin(case: Case):
+    """TracInCP over the checkpoints of gradient descent and the end."""
+    from captum.influence import TracInCP
+
+    loss = nn.MSELoss(reduction="sum") if case.squared else nn.CrossEntropyLoss(reduction="sum")
+    states = [case.module.state_dict()]
+    states = [{**states[0], "hidden.weight": W} for W in case.checkpoints] + states
+
+    def load(module, path):
+        module.load_state_dict(torch.load(path))
+        return 1.0
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder) / f"{k}.pt") for k in range(len(states))]
+        for state, file in zip(states, files, strict=True):
+            torch.save(state, file)
+        tracin = TracInCP(
+            case.module, TensorDataset(case.X, case.Y), files, load, loss_fn=loss, batch_size=20,
+            sample_wise_grads_per_batch=True,
+        )  # fmt: skip
+        scores = tracin.influence((case.X_te, case.Y_te))
+    return scores.detach().numpy().T
+
+
+def captum_similarity(case: Case, layers=("act",)):
+    """Cosine of the hidden activations; captum 0.9.0 fails if it is given one layer."""
+    from captum.influence import SimilarityInfluence
+
+    n = len(case)
+    with tempfile.TemporaryDirectory() as folder:
+        similar = SimilarityInfluence(
+            case.module, list(layers), list(case.X), folder, "model", batch_size=n,
+        )  # fmt: skip
+        index, value = similar.influence(case.X_te, top_k=n)["act"]
+    scores = np.empty((n, len(case.X_te)))
+    np.put_along_axis(scores.T, index.numpy(), value.detach().numpy(), axis=1)
+    return scores
+
+
+# --- curvlinops -----------------------------------------------------------------------------------
+
+
+def curvlinops(case: Case, kind: str, damping: float | None = None, batch: int = 0, **knobs):
+    """An inverse operator of curvlinops, applied to the gradients of the test points."""
+    import curvlinops as library
+
+    n, half = len(case), 0.5 if case.squared else 1.0
+    damping = case.lam if damping is None else damping
+    loss = nn.MSELoss(reduction="sum") if case.squared else nn.CrossEntropyLoss(reduction="sum")
+    parameters, data = list(case.module.parameters()), list(case.train(batch or n))
+    g, g_te = gradients(case, case.X, case.Y), gradients(case, case.X_te, case.Y_te)
+    if "KFAC" in kind:
+        factors = getattr(library, kind)(
+            case.module, loss, parameters, data, check_deterministic=False, seed=case.seed,
+            fisher_type=knobs.pop("fisher_type", "mc"),
+            separate_weight_and_bias=True, **knobs,
+        )  # fmt: skip
+        inverse = library.KFACInverseLinearOperator(
+            factors, damping=damping / half, use_exact_damping=True
+        )
+        return (g @ (inverse @ g_te.T) / half).numpy()
+    A = library.GGNLinearOperator(case.module, loss, parameters, data, check_deterministic=False)
+    A = half * A + damping * identity(g.shape[1], parameters)
+    return (g @ (getattr(library, kind)(A, **knobs) @ g_te.T)).numpy()
+
+
+def identity(size: int, parameters):
+    """The identity as an operator of curvlinops, which has none."""
+    from curvlinops._torch_base import PyTorchLinearOperator
+
+    class Identity(PyTorchLinearOperator):
+        SELF_ADJOINT = True
+        device, dtype = parameters[0].device, parameters[0].dtype
+
+        def _matmat(self, M):
+            return [m.clone() for m in M]
+
+        def _adjoint(self):
+            return self
+
+    shape = [tuple(p.shape) for p in parameters]
+    return Identity(shape, shape)
+
+
+def gradients(case: Case, X, Y) -> torch.Tensor:
+    """Gradients of ℓ at each point, (n, p)."""
+    state = {k: v.detach() for k, v in case.module.named_parameters()}
+
+    def one(state, x, y):
+        return case.loss(functional_call(case.module, state, (x[None],)), y[None], "sum")
+
+    parts = torch.func.vmap(torch.func.grad(one), (None, 0, 0))(state, X, Y)
+    return torch.cat([v.flatten(1) for v in parts.values()], dim=1)
+
+
+LIBRARIES = {  # of each function: the distribution, for its version, and what to import before
+    "pydvl": ("pyDVL", ["pydvl.influence.torch"]),
+    "kronfluence": ("kronfluence", ["kronfluence.analyzer"]),
+    "dattri": ("dattri", ["dattri.algorithm", "dattri.task"]),
+    "dattri_tracin": ("dattri", ["dattri.algorithm.tracin", "dattri.task"]),
+    "dattri_trak": ("dattri", ["dattri.algorithm.trak", "dattri.task"]),
+    "trak": ("traker", ["trak"]),
+    "captum": ("captum", ["captum.influence"]),
+    "captum_tracin": ("captum", ["captum.influence"]),
+    "captum_similarity": ("captum", ["captum.influence"]),
+    "curvlinops": ("curvlinops-for-pytorch", ["curvlinops.examples"]),
+}
