@@ -4,8 +4,11 @@
 # make clean   remove what was built   make notebooks   store fresh outputs in book/
 # make pdf     the built book as one PDF, printed by Chromium
 # make paper   record the chapters at the paper's scale
-# make scale   record MNIST up to all its images, in an hour and 11 GB of memory
+# make scale   record MNIST up to all its images, in two hours and 11 GB of memory
 # make labels   record which scores find wrong labels, beside cleanlab and pyDVL
+# make own     record a network of photos that learns others, and is asked why; 20 minutes
+# make peers   record the estimators of six libraries beside the exact one, in their own environments
+# make deep   record deep networks trained again, and their kinks
 # make sweep   record where each finding holds: other classes, seeds, n, ridges
 # make mutants wrong libraries that the tests do not notice: MODULE=bounds, SAMPLE=30
 #
@@ -16,7 +19,7 @@
 # N_TEST    how many to test on, an even number
 # SIZE      height and width to which images of different sizes are brought
 # BUILD     folder of the build; by default _build, or one below it for each choice of the above
-# CIFAR10   for paper, labels and sweep: a folder of images in place of CIFAR-10
+# CIFAR10   for paper, labels, own and sweep: a folder of images in place of CIFAR-10
 # JOBS      how many chapters are executed at a time, each on one thread; by default 2
 # VENV      virtual environment, made if there is none; by default .venv
 # PYTHON    the Python that makes it, 3.11 or newer; by default python3
@@ -52,8 +55,11 @@ LAST := book/ledger.ipynb book/summary.ipynb# they count what the chapters check
 CHAPTERS := $(filter-out $(LAST),$(wildcard book/*.ipynb))
 PAPER := _build/paper/book
 RETRAINED := _build/paper/retrain/complete
-STATIC := _config.yml _toc.yml $(shell find book -type f ! -name '*.ipynb' ! -name '*.py' ! -path '*/.*')
+STATIC := _config.yml _toc.yml $(shell find book -type f ! -name '*.ipynb' ! -name '*.py' ! -name '*.pyc' ! -path '*/.*')
 RECORDS := $(filter book/records/%,$(STATIC))
+
+# compiled imports are kept: a build starts some two hundred processes, and each would compile again
+unexport PYTHONDONTWRITEBYTECODE
 
 # on the book's own data every finding has to hold; on others it is a row of the ledger
 export NTK_FINDINGS := $(if $(CHANGED),report,raise)
@@ -63,7 +69,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN := exec $(PYTHON) book/run.py
 CHAPTERS_PY := exec $(BIN)/python -m book.chapters
 
-.PHONY: help book site pdf install test check lab bench notebooks paper scale labels sweep mutants clean
+.PHONY: help book site pdf install test check lab bench notebooks paper scale labels own sweep peers deep mutants clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -111,7 +117,7 @@ notebooks: $(LAST:%=$(STAGE)/%)
 
 # the same chapters at the paper's scale, kept with date, machine and time
 RECORDED := 01-kernel 02-ridge 03-influence 06-ihvp 07-regularisation 08-density 09-trust 10-complexity \
-    11-dynamics 12-real-network
+    11-dynamics 12-real-network 17-losses
 TWO_CLASSES = mnist:4/9, $(CIFAR10):airplane/automobile
 
 # the retrainings take all cores, so the chapters wait; both go on where they were cut short
@@ -128,6 +134,7 @@ VEHICLES := airplane+automobile+ship+truck/bird+cat+deer+dog+frog+horse
 $(PAPER)/%.ipynb: SCALE = --set n_train 1000 --set datasets '$(TWO_CLASSES)'
 $(PAPER)/11-dynamics.ipynb: SCALE = --set n_train 1000 --set datasets 'mnist:4/9, $(CIFAR10_1000):$(VEHICLES)'
 $(PAPER)/12-real-network.ipynb: SCALE = --set n_train 120 --set datasets '$(TWO_CLASSES)'
+$(PAPER)/17-losses.ipynb: SCALE = --set n_train 600 --set datasets '$(TWO_CLASSES), mnist:all, $(CIFAR10):all'
 
 $(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/chapters.py $(READY)
 	@$(CHAPTERS_PY) execute $< $@ $(SCALE)
@@ -136,9 +143,9 @@ $(PAPER)/%.ipynb: book/%.ipynb $(LIB) book/chapters.py $(READY)
 _build/paper/%.recorded: $(PAPER)/%.ipynb
 	@$(CHAPTERS_PY) record $< book/records && touch $@
 
-# each n is a result, so it goes on where it was cut short, and so do the two largest inverses
+# each n is a result, so it goes on where it was cut short, and so do the largest inverses
 scale: $(READY)
-	@exec $(BIN)/python -m book.scale _build/scale book/records --folder _build/scale/tiles
+	@exec $(BIN)/python -m book.scale _build/scale book/records --folder _build/scale/tiles --audit
 
 # an hour on one core; goes on where it was cut short
 labels: $(VENV)/.labels
@@ -149,6 +156,32 @@ $(VENV)/.labels: $(READY)
 	@$(RUN) --log $(VENV)/labels.log $(BIN)/python -m pip install --no-compile --editable '.[labels]'
 	@$(RUN) --log $(VENV)/labels.log $(BIN)/python -m pip install --no-compile --no-deps 'pydvl==0.10.0'
 	@touch $@
+
+# twenty minutes on one core; goes on where it was cut short
+own: $(READY)
+	@exec env $(ONE_THREAD) $(BIN)/python -m book.own _build/own book/records --cifar10 $(call quote,CIFAR10)
+
+# goes on where it was cut short; neural-tangents wants a jax and a numpy of its own
+PEERS := _build/peers
+peers: $(PEERS)/.ready
+	@exec env $(ONE_THREAD) $(BIN)/python -m bench.peers $(PEERS)/work book/records \
+	    --peers $(PEERS)/venv/bin/python --jax $(PEERS)/jax/bin/python --more
+
+# it sees the packages of the project, and what it adds to them the project does not see
+$(PEERS)/.ready: bench/peers/requirements.txt $(READY)
+	@mkdir -p $(PEERS) && $(BIN)/python -m venv $(PEERS)/venv && $(BIN)/python -m venv $(PEERS)/jax
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	    > "$$($(PEERS)/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
+	@$(RUN) --log $(PEERS)/install.log $(PEERS)/venv/bin/python -m pip install --no-compile -r $<
+	@$(RUN) --log $(PEERS)/install.log $(PEERS)/venv/bin/python -m pip install --no-compile --no-deps \
+	    'pydvl==0.10.0'
+	@$(RUN) --log $(PEERS)/install.log $(PEERS)/jax/bin/python -m pip install --no-compile 'jax==0.5.3' \
+	    'jaxlib==0.5.3' 'numpy<2' 'scipy<1.16' 'neural-tangents==0.6.5'
+	@touch $@
+
+# a quarter of an hour on one core; goes on where it was cut short
+deep: $(READY)
+	@exec env $(ONE_THREAD) $(BIN)/python -m book.deep _build/deep book/records
 
 # every chapter on held-out settings; goes on where it was cut short
 sweep: $(READY)

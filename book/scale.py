@@ -1,12 +1,13 @@
 """Ten classes, up to all 60,000 images of MNIST: the numbers behind "What MNIST remembers".
 
-python -m book.scale WORK RECORDS [--data mnist] [--n 1000 2000 ...] [--folder TILES]
+python -m book.scale WORK RECORDS [--data mnist] [--n 1000 2000 ...] [--folder TILES] [--audit]
 
 For the first n images of a seeded order, the model, the influence of all training images on all
 test images, what removals would mend, and how far the float32 of the inverse can be trusted. Each
 n is a process of its own and a result in WORK, so that a run that was cut short goes on. With
 --folder the two largest inverses are tiles on a disk, and they go on as well. Tables and pictures
-of the largest n go to RECORDS.
+of the largest n go to RECORDS. With --audit `lib.audit` then does what its command does: all
+images, a ridge of its own choice, its own report, in WORK/audit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -31,6 +32,7 @@ from book.chapters import draw, provenance, store
 from book.measures import error, high_water, rms
 from book.run import end_with_parent
 from lib import data
+from lib.audit import audit
 from lib.inverse import Inverse
 from lib.journal import Journal
 from lib.kernel import ntk
@@ -45,6 +47,10 @@ FLOAT64, DENSE = 16_000, 4000  # the largest n that is computed again in float64
 GROUPS, SAMPLE = 10, 64  # removals that are fitted again, of each kind; leverages that are refined
 LISTED = 40  # training points in a table
 SHOWN = {"label": 20, "harmful": 10}  # and on a picture
+WORDS = {
+    "label": "most like a wrong label", "harmful": "most harmful on average",
+    "audit": "most suspicious",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,22 @@ def measure(name: str, n: int, lam: float = LAM, folder: Path | None = None) -> 
     return plain({"row": row, "points": points(model, kept, d), "errors": mended} | provenance())
 
 
+def audited(name: str, folder: Path) -> dict:
+    """What an audit of a data set with all its images finds first, and what it took."""
+    found = audit(name, out=folder)
+    first = found.table.head(LISTED)[["label", "suggested", "margin", "leverage"]]
+    places = first.reset_index(names="image").assign(place=range(1, len(first) + 1))
+    took = {
+        "seconds": sum(found.seconds.values()), "cpu_seconds": time.process_time(),
+        "peak_gb": high_water() / 1e9,
+    }  # fmt: skip
+    rows = places.assign(
+        data=name, n=len(found.table), lam=found.model.lam,
+        contradicted=(found.table.margin > 0).mean(), mean_leverage=found.model.h.mean(), **took,
+    )  # fmt: skip
+    return {"rows": plain(rows.to_dict("records"))} | provenance()
+
+
 def rates(model: Ridge, d: Images) -> dict:
     """The error rate of IHVP, abs(I − Î)/abs(I): its median, and as a ratio of sums."""
     influence = model.influence(ntk(d.X, d.X_te[:PAIRS]), d.Y_te[:PAIRS])
@@ -296,10 +318,9 @@ def pictures(name: str, test: bool = False) -> np.ndarray:
 
 def strips(points: pd.DataFrame, name: str, shown: dict = SHOWN) -> dict:
     """Rows for `plots.images`: the first images of each kind, with label and suggestion."""
-    words = {"label": "most like a wrong label", "harmful": "most harmful on average"}
     rows, there = {}, pictures(name)
-    for kind, title in words.items():
-        part = points[points.kind == kind].head(shown[kind])
+    for kind, count in shown.items():
+        part, title = points[points.kind == kind].head(count), WORDS[kind]
         pairs = zip(part.label, part.suggested, strict=True)
         captions = [f"{a} → {b}?" if a != b else f"{a}" for a, b in pairs]
         for start in range(0, len(part), 5):
@@ -328,11 +349,11 @@ def picture(rows: dict) -> bytes:
     return plots.quantise(buffer.getvalue(), 32)
 
 
-def alone(*args) -> dict:
-    """Return what `measure` finds in a fresh process, whose peak of memory is its own."""
+def alone(work: Callable, *args) -> dict:
+    """Return what `work` finds in a fresh process, whose peak of memory is its own."""
     how = {"mp_context": get_context("spawn"), "initializer": _begin, "initargs": [os.getpid()]}
     with ProcessPoolExecutor(1, **how) as pool:
-        return pool.submit(measure, *args).result()
+        return pool.submit(work, *args).result()
 
 
 def _begin(parent: int) -> None:
@@ -375,6 +396,7 @@ def main() -> None:
     parser.add_argument("--data", default="mnist", choices=data.CLASSES)
     parser.add_argument("--n", type=int, nargs="+", default=SIZES)
     parser.add_argument("--folder", type=Path, help="for the tiles of the two largest n")
+    parser.add_argument("--audit", action="store_true", help="and an audit of all images")
     parser.add_argument(
         "--cluster", type=int, default=6000, help="n of the timing on a cluster, or 0"
     )
@@ -388,7 +410,7 @@ def main() -> None:
                 print(f"n = {n}", flush=True)
                 on_disk = args.folder and n in sorted(args.n)[-2:]
                 folder = args.folder / f"{args.data}-{n}" if on_disk else None
-                journal.append(alone(args.data, n, LAM, folder))
+                journal.append(alone(measure, args.data, n, LAM, folder))
                 if folder:
                     shutil.rmtree(folder)
             frames = tables(journal.results)
@@ -399,6 +421,17 @@ def main() -> None:
                 png = picture(rows(frames[f"scale-{name}"], args.data))
                 file = args.records / f"scale-{name}.png"
                 draw(png, file, f"{source.date} · {source.machine}")
+    if args.audit:
+        header = {"format": "book.scale.audited 1", "data": args.data}
+        with Journal(args.work / f"audit-{args.data}.jsonl", header) as journal:
+            if not journal.results:
+                journal.append(alone(audited, args.data, args.work / "audit"))
+            one = journal.results[0]
+        source = {name: one[name] for name in provenance()}
+        first = pd.DataFrame(one["rows"]).assign(kind="audit", **source)
+        store(first.drop(columns="kind"), args.records / "audit.csv", float_format="%.6g")
+        png = picture(strips(first, args.data, {"audit": 20}))
+        draw(png, args.records / "audit.png", f"{source['date']} · {source['machine']}")
     if args.cluster:
         store(clusters(args.data, args.cluster), args.records / "cluster.csv", float_format="%.6g")
 

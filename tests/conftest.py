@@ -1,5 +1,6 @@
-"""Fixtures of all tests: no network, and one set of hypothesis settings."""
+"""Fixtures of all tests: no network, a browser, and one set of hypothesis settings."""
 
+import os
 from urllib.error import URLError
 
 import pytest
@@ -24,3 +25,19 @@ def no_network(monkeypatch):
     monkeypatch.setattr(datasets.mnist, "download_and_extract_archive", refuse)
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", refuse)
     return asked
+
+
+def unavailable(reason: str):
+    """Skip with the reason, or fail with it in CI."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from book.browser import chromium
+
+    try:
+        with chromium() as started:
+            yield started
+    except FileNotFoundError as error:
+        unavailable(str(error))

@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -18,10 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from book.browser import chromium
 from lib import audit as module
-from lib import packed, report
-from lib.audit import GRID, audit, choose, main, safe
+from lib import data, packed, report
+from lib.audit import DENSE, GRID, audit, choose, main, safe
 from lib.data import import_datasets, load, unit_rows
 from lib.kernel import ntk
 from lib.labels import scores, suggested
@@ -31,6 +31,7 @@ from tests.cases import loss, refit
 
 EVIL = "<script>alert('x')</script>"
 QUIET = {"progress": False}
+FILES = ["pairs.csv", "points.csv", "report.html", "tests.csv"]
 
 
 @pytest.fixture
@@ -97,7 +98,17 @@ def test_eq_9_the_table_is_that_of_the_model_on_all_points(blobs, tmp_path):
     for j, rows in result.pairs.groupby("test"):
         order = np.argsort(influence.exact[:, j])
         assert list(rows.train) == [*order[:-6:-1], *order[:5]]
+    told = pd.read_csv(tmp_path / "pairs.csv")
+    assert list(told) == ["test", "train", "influence", "ihvp", "leverage"]
+    pd.testing.assert_frame_equal(told, result.pairs, rtol=1e-12)
     assert set(result.pairs.test) == set(result.tests.loss.nlargest(6).index)
+    for points in ("all", "3,7", [3, 7], "2"):
+        pairs = audit(blobs, lam=0.5, points=points, **QUIET).pairs
+        some = pairs.test.unique()
+        assert len(some) == (12 if points == "all" else 2) and len(pairs) == 10 * len(some)
+        assert points in ("all", "2") or set(some) == {3, 7}
+        for row in pairs.itertuples():
+            assert row.influence == pytest.approx(influence.exact[row.train, row.test], abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -157,10 +168,35 @@ def test_many_points_take_the_packed_inverse(blobs, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "DENSE", 50)
     for out in (None, tmp_path):
         packed = audit(blobs, lam=0.5, out=out, **QUIET)
+        words = "three or four digits of the largest influence of a test point; small influences"
+        assert words in report.render(packed) and words not in report.render(dense)
         assert packed.model.K is None
         gap = (packed.table.sort_index().margin - dense.table.sort_index().margin).abs().max()
         assert gap < 1e-5
-    assert list((tmp_path / module.TILES).glob("*.npy"))
+        pd.testing.assert_frame_equal(packed.suspects, dense.suspects, rtol=1e-3)
+    assert sorted(os.listdir(tmp_path)) == FILES
+    with pytest.raises(OSError, match="cannot be read .* make the inverse again"):
+        packed.model.Q.diagonal()
+    audit(blobs, lam=0.6, out=tmp_path, **QUIET)  # into the same folder, in the same process
+
+
+def test_memory_is_that_of_the_suspects_times_the_points(monkeypatch):
+    rng = np.random.default_rng(0)
+    n, c = 400, 50
+    arrays = {"X": rng.standard_normal((n, 5)), "y": np.arange(n) % c}
+    arrays |= {"X_test": arrays["X"][:200], "y_test": arrays["y"][:200]}
+    peaks, inner = [], module._relabelled
+
+    def traced(*args):
+        tracemalloc.start()
+        found = inner(*args)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        return found
+
+    monkeypatch.setattr(module, "_relabelled", traced)
+    audit(arrays, lam=0.5, top=300, **QUIET)
+    assert peaks[0] < 10 * 8 * 300 * n < 8 * 300 * n * c / 2
 
 
 # --- what it reads --------------------------------------------------------------------------------
@@ -241,6 +277,7 @@ def test_names_of_classes(labels, classes):
 
 POINTS = np.eye(4) + 1.0
 AB = np.array(["a", "b", "a", "b"])
+SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB})
 
 
 @pytest.mark.parametrize(
@@ -254,31 +291,73 @@ AB = np.array(["a", "b", "a", "b"])
         ({"X": POINTS, "y": AB[:3]}, {}, "of one length"),
         ({"X": POINTS, "y": AB, "names": AB[:3]}, {}, "of one length"),
         ({"X": POINTS, "y": AB, "X_test": POINTS}, {}, "y_test"),
-        ({"X": POINTS, "y": np.eye(4)}, {}, r"y has shape \(4, 4\); give each point the name"),
+        ({"X": POINTS, "y": np.eye(4)}, {}, r"y has shape \(4, 4\); give each point one"),
         ({"X": POINTS * np.nan, "y": AB}, {}, "X has 16 values that are not finite"),
         ({"X": POINTS * 0, "y": AB}, {}, r"X\[0\] is all zeros"),
         ({"X": POINTS, "y": AB[[0, 0, 0, 0]]}, {}, "1 different labels"),
         ({"X": POINTS, "y": np.arange(4)}, {}, "4 points have 4 different labels"),
-        ({"X": POINTS, "y": np.array([0, 1, np.nan, 1])}, {}, "y has no label in row 2"),
+        ({"X": POINTS, "y": np.array([0, 1, np.nan, 1])}, {}, "y has no value in row 2"),
         ({"X": POINTS, "y": AB}, {"classes": ["a", "c"]}, "class 'c' has no points; choose"),
         ({"X": POINTS, "y": AB}, {"lam": 0}, "lam must be a finite number > 0"),
         ({"X": POINTS, "y": AB}, {"top": 0}, "top must be at least 1"),
         ({"X": POINTS, "y": AB}, {"n_test": 4}, "n_test = 4 leaves no point"),
         ({"X": POINTS, "y": AB}, {"n_train": 0}, "n_train must be at least 1"),
+        (SAME | {"X_te": POINTS, "X_test": POINTS, "y_test": AB}, {},
+         "both X_test and X_te are there; leave out one"),
+        (SAME | {"X_te": POINTS, "y_te": AB, "y_test": AB}, {}, "both y_test and y_te are there"),
         ({"X": POINTS, "y": AB}, {"clean": "test"}, "there are no test points"),
-        ({"X": POINTS, "y": AB}, {"test": {"X": POINTS, "y": AB[::-1] + "x"}}, "has the label"),
+        ({"X": POINTS, "y": AB}, {"test": {"X": POINTS, "y": AB[::-1] + "x"}},
+         "no training point has the label 'bx' of a test or clean point; remove such points"),
         ({"X": POINTS, "y": AB}, {"test": {"X": POINTS[:, :3], "y": AB}}, "differ in feature 3"),
         ({"X": POINTS, "y": AB, "X_test": POINTS, "y_test": AB}, {"points": [4]}, "= 4 is out"),
         ({"X": POINTS, "y": AB, "X_test": POINTS, "y_test": AB}, {"points": 0}, "points must"),
         ({"X": POINTS, "y": AB}, {"points": "worst"}, "points must be a number, not 'worst'"),
         (pd.DataFrame({"x": [1.0, 2], "z": [1, 2]}), {}, "label = None names no column .* of x, z"),
         (pd.DataFrame({"x": [1.0, 2], "y": [1, 2]}), {"label": "q"}, "label = 'q' names no column"),
-        (pd.DataFrame({"x": [1.0, None] * 2, "y": AB}), {}, "column 'x' has no value in row 1"),
-        (pd.DataFrame({"x": [1.0, np.inf] * 2, "y": AB}), {}, "column 'x' has no value in row 1"),
+        (pd.DataFrame({"x": [1.0, None] * 2, "y": AB}), {},
+         r"column 'x' has no number in row 1 \(2 such rows, 1 such columns\); fill it"),
+        (pd.DataFrame({"x": [1.0, np.inf] * 2, "y": AB}), {}, "column 'x' has no number in row 1"),
         (pd.DataFrame({"x": ["u", None] * 2, "y": AB}), {}, "column 'x' has no value in row 1"),
-        (pd.DataFrame({"x": [1.0, 2] * 2, "y": ["a", None] * 2}), {}, "y has no label in row 1"),
+        (pd.DataFrame({"x": [1.0, 2] * 2, "y": ["a", None] * 2}), {}, "y has no value in row 1"),
         (pd.DataFrame({"x": [1.0, 2] * 2, "y": AB}),
          {"test": pd.DataFrame({"z": [1.0, 2] * 2, "y": AB})}, "differ in feature 'x'"),
+        ({"X": POINTS, "y": AB}, {"n_test": 0, "test": SAME}, "n_test must be at least 1, not 0"),
+        ({"X": POINTS, "y": AB}, {"n_test": -1}, "n_test must be at least 0, not -1"),
+        ({"X": POINTS, "y": AB}, {"points": "all"}, "points = 'all', but there are no test points"),
+        ({"X": POINTS, "y": AB}, {"points": [3]}, r"points = \[3\], but there are no test points"),
+        (SAME, {"points": "3,x", "n_test": 1}, "points must be a number, not '3,x'"),
+        (SAME, {"points": ",", "n_test": 1}, "points must be a number, not ','"),
+        (SAME, {"points": "", "n_test": 1}, "points must be a number, not ''"),
+        (SAME, {"points": "1.5", "n_test": 1}, "points must be an integer, not 1.5"),
+        (SAME, {"points": [], "n_test": 1}, "points must be one or several integers"),
+        (SAME, {"label": "q"}, r"the arrays X, y need X \(or .*\), q, and"),
+        (SAME, {"test": {"X": POINTS}}, "the arrays X need X"),
+        (SAME, {"test": 3.5}, "test = 3.5; pass a path"),
+        (SAME, {"test": "nowhere.csv"}, "test = 'nowhere.csv' is not there"),
+        (SAME, {"test": {"X": POINTS, "y": AB}, "classes": ["a"]}, "4 points|2 points have 1"),
+        (SAME | {"names": np.array([["a"]] * 4)}, {}, r"names has shape \(4, 1\); give each"),
+        ({"embeddings": POINTS * np.nan, "y": AB}, {}, "embeddings has 16 values that are not fin"),
+        ({"X": POINTS, "y": "a"}, {}, "of one length"),
+        ({"X": POINTS[:0], "y": AB[:0]}, {}, "X is empty"),
+        ("digits", {"label": "y"}, "label = 'y' is for tables and arrays; leave it out"),
+        ("digits:3+5/8", {}, r"'digits:3\+5/8' joins 3\+5; name each class by itself, as in a/b/c"),
+        ("digits:3", {}, "183 points have 1 different labels"),
+        (TABLE[:0], {}, "source has 0 points .*; add some"),
+        (TABLE, {"test": TABLE[:0]}, "test has 0 points .*; add some"),
+        (TABLE, {"test": TABLE, "clean": TABLE.drop(columns="y")}, "no column of clean; choose"),
+        (TABLE.assign(label=AB), {}, "label = None names no column of source; choose one of y, la"),
+        (pd.DataFrame({"t": pd.to_datetime(["2020-01-01"] * 4), "y": AB}), {},
+         "no column can be a feature, of t: add numbers; constants, dates, row numbers"),
+        (TABLE.assign(x=0.1), {}, "no column can be a feature, of x: add numbers"),
+        (pd.DataFrame({"y": AB}), {}, "no column can be a feature, of none"),
+        (pd.DataFrame([[1, 2, "a"]] * 4, columns=["x", "x", "y"]), {}, "has the column 'x' twice"),
+        (pd.DataFrame([[1, 2, "a"]] * 4, columns=[1, "1", "y"]), {}, "has the column '1' twice"),
+        (TABLE, {"test": TABLE.assign(x=["1", "2", "low", "?"])},
+         r"'x' has no number in row 2 of the test or clean points \(2 such rows"),
+        (TABLE, {"size": 8}, "size = 8 is for images of folders and data sets; leave it out"),
+        (TABLE, {"out": ""}, "out = '' is no folder to write to .*; choose another one"),
+        (TABLE, {"out": __file__}, f"out = '{__file__}' is no folder to write to .*exists"),
+        (TABLE, {"out": __file__ + "/in"}, "is no folder to write to .*Not a directory"),
     ],
 )  # fmt: skip
 def test_bad_input(source, settings, message):
@@ -314,15 +393,17 @@ def test_damaged_files(tmp_path, name):
     ):
         audit(tmp_path / name, **QUIET)
     (tmp_path / "a.xlsx").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="is no .npz, .csv or .parquet file; save it as one"):
+    with pytest.raises(ValueError, match="is no .npz or .csv or .parquet file; save it as one"):
         audit(tmp_path / "a.xlsx", **QUIET)
 
 
 def test_bad_folders(tmp_path):
     photos(tmp_path / "a", ("a", "b"))
     (tmp_path / "a" / "empty").mkdir()
-    with pytest.raises(ValueError, match="class 'empty' has no points; choose from a, b"):
+    with pytest.raises(ValueError, match="'empty' has no .* from a, b, or delete the empty folder"):
         audit(tmp_path / "a", **QUIET)
+    with pytest.raises(ValueError, match="'c' has no points; choose from a, b$"):
+        audit({"X": POINTS, "y": AB}, classes=["a", "c"], **QUIET)
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a" / "a" / "large.png")
     with pytest.raises(ValueError, match="images differ in size: .*; pass size=32"):
         audit(tmp_path / "a", classes=["a", "b"], **QUIET)
@@ -337,14 +418,191 @@ def test_bad_folders(tmp_path):
     [
         (np.full(60, "/etc/hostname"), TypeError, "images must be a real numeric array, not"),
         (np.ones((60, 4)), ValueError, r"images must have 3 or 4 axes, .* \(60, 4\)"),
-        (np.ones((60, 3, 4, 4)), ValueError, r"images has shape \(60, 3, 4, 4\); pass grey images"),
-        (np.ones((60, 4, 4, 4)), ValueError, "or colour ones"),
+        (np.ones((60, 3, 4, 4)), ValueError, r"images has shape \(60, 3, 4, 4\); pass \(n, h"),
+        (np.ones((60, 4, 4, 4)), ValueError, "for colours"),
         (np.full((60, 4, 4), np.nan), ValueError, "images has 960 values that are not finite"),
     ],
 )
 def test_images_that_are_none_are_refused_before_the_work(blobs, images, error, match):
     with pytest.raises(error, match=match):
         audit(blobs | {"images": images}, lam=1.0, **QUIET)
+
+
+def test_a_folder_may_have_any_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(Path("ph.npz"), ("a", "b"))
+    photos(Path("more.csv"), ("a", "b"))
+    assert len(audit("ph.npz", test=Path("more.csv"), lam=1.0, **QUIET).tests) == 12
+    assert main(["audit", "ph.npz", "--lam", "1"]) == 0 and Path("audit-ph/points.csv").is_file()
+
+
+def test_semicolons_are_named(tmp_path):
+    for text in ("x;label\n" + "1;a\n2;b\n" * 3, "x;z;label\n" + "1,5;2,5;a\n2,5;1,5;b\n" * 3):
+        (tmp_path / "a.csv").write_text(text)
+        for label in (None, "label"):
+            with pytest.raises(ValueError, match="seems to be separated by semicolons; save it wi"):
+                audit(tmp_path / "a.csv", label=label, **QUIET)
+
+
+def test_out_is_not_in_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"out = 'found' lies in '\.', where .*; choose a folder"):
+        audit(".", out="found", **QUIET)
+    assert main(["audit", str(tmp_path)]) == 2
+    assert "would be a class" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_out_is_made_before_the_work(blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "read", lambda *_, **__: pytest.fail("it has started"))
+    with pytest.raises(OSError, match="is no folder to write to"):
+        audit(blobs, out=__file__, **QUIET)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "table", "photos", "dense"])
+def test_too_little_memory_is_told_before_the_work(blobs, tmp_path, monkeypatch, kind):
+    """The features take three times their size in float64, the dense inverse three times n²."""
+    wide = pd.DataFrame(np.ones((60, 5))).assign(word=np.tile([*"abcdef"], 10), y=blobs["y"])
+    source, need, words = {
+        "arrays": (blobs, 24 * 60 * 8, "X needs"),
+        "table": (wide, 24 * 60 * 11, "the table of 11 features needs"),
+        "photos": (str(photos(tmp_path / "photos")), 24 * 12 * 60, "12 images needs"),
+        "dense": ({"X": blobs["X"][:, :1] + 9, "y": blobs["y"]}, 24 * 60**2, "dense inverse needs"),
+    }[kind]
+    monkeypatch.setattr(packed, "_free_memory", lambda: need - 1)
+    stopped = {"photos": data, "dense": module}.get(kind)
+    if stopped:
+        monkeypatch.setattr(stopped, "_read" if kind == "photos" else "ntk", pytest.fail)
+    with pytest.raises(MemoryError, match=rf"{words} .* GB of memory, but .* are free; .*"):
+        audit(source, lam=1.0, **QUIET)
+    monkeypatch.undo()
+    audit(source, lam=1.0, **QUIET)
+
+
+def test_header_alone_and_row_names(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n")
+    with pytest.raises(ValueError, match="source has 0 points .*; add some"):
+        audit(tmp_path / "a.csv", **QUIET)
+    table = TABLE.set_axis(["p", "q", "r", "s"])
+    table.to_csv(tmp_path / "b.csv")
+    for source in (tmp_path / "b.csv", table):
+        result = audit(source, lam=1.0, **QUIET)
+        assert set(result.table.source) == {"row p", "row q", "row r", "row s"}
+        assert list(result.train.show) == ["x"]
+
+
+def test_row_numbers_are_no_feature(blobs):
+    table = frame(blobs)
+    numbered = table.assign(Id=range(1, 61))
+    result = audit(numbered, label="species", n_test=20, lam=0.5, **QUIET)
+    assert result.train.X.shape[1] == 9 and "row numbers and more than 20 texts: Id" in result.note
+    plain = audit(table, label="species", n_test=20, lam=0.5, **QUIET)
+    pd.testing.assert_frame_equal(result.table, plain.table)
+    order = audit(table.assign(Id=range(60, 0, -1)), label="species", lam=0.5, **QUIET)
+    assert order.train.X.shape[1] == 10
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int16"])
+def test_numbers_without_a_sign_are_features_unless_they_grow(blobs, dtype):
+    up_and_down = np.tile([1, 9, 3, 7, 5], 12).astype(dtype)
+    table = frame(blobs).assign(n=up_and_down, Id=np.arange(60, dtype=dtype))
+    result = audit(table, label="species", lam=0.5, **QUIET)
+    assert result.train.X.shape[1] == 10 and result.note.endswith("texts: Id.")
+    flat = audit(frame(blobs).assign(n=np.arange(60) // 2), label="species", lam=0.5, **QUIET)
+    assert flat.train.X.shape[1] == 10  # it stays where it is at times, so it counts no rows
+
+
+def odd_cells(kind: str) -> list[str]:
+    numbers = [f"{x:.2f}" for x in np.linspace(-3, 9, 60)]
+    return {
+        "n/a?": [*numbers[:41], "n/a?", *numbers[42:]],
+        "many": ["?" if i % 5 < 2 else x for i, x in enumerate(numbers)],
+        "commas": [x.replace(".", ",") for x in numbers],
+        "all": numbers,
+        "none": [None, "?", *numbers[2:]],
+        "tickets": [f"A/5 {i}" if i % 4 == 0 else str(7 * i) for i in range(60)],
+        "lists": [f"{i},{i + 1},{i % 7}" for i in range(60)],
+        "few": ["?", *[str(i % 19) for i in range(59)]],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "cell", "row"),
+    [("n/a?", 1, "'n/a?'", 41), ("many", 24, "'?'", 0), ("commas", 60, "'-3,00'", 0),
+     ("all", 60, "'-3.00'", 0), ("none", 1, "'?'", 1)],
+)  # fmt: skip
+def test_numbers_written_as_text_are_named(blobs, tmp_path, kind, count, cell, row):
+    table = frame(blobs).assign(age=odd_cells(kind))
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_parquet(tmp_path / "a.parquet")
+    for source in (table, *(tmp_path / f for f in ("a.parquet", "a.csv")[: 1 + (kind != "all")])):
+        with pytest.raises(
+            ValueError,
+            match=f"'age' seems to hold numbers, but {count} of its (59|60) cells .* "
+            f"such as {re.escape(cell)} in row {row}; write .* or remove the column",
+        ):
+            audit(source, label="species", lam=0.5, **QUIET)
+
+
+@pytest.mark.parametrize(("kind", "width"), [("tickets", 9), ("lists", 9), ("few", 29)])
+def test_other_texts_stay_texts(blobs, kind, width):
+    table = frame(blobs).assign(age=odd_cells(kind))
+    assert audit(table, label="species", lam=0.5, **QUIET).train.X.shape[1] == width
+
+
+def test_label_names_the_array_or_the_column(blobs, tmp_path):
+    named = {"X": blobs["X"], "species": blobs["y"], "y": np.arange(60)}
+    ours = audit(named, label="species", lam=0.5, **QUIET).table
+    plain = audit({"X": blobs["X"], "y": blobs["y"]}, lam=0.5, **QUIET).table
+    pd.testing.assert_frame_equal(ours, plain)
+    table = frame(blobs).assign(y=blobs["X"][:, 0] ** 2)
+    result = audit(table, label="species", lam=0.5, **QUIET)
+    assert result.train.X.shape[1] == 10 and "y" in result.train.show
+
+
+def test_test_and_clean_points_may_lack_classes(blobs, tmp_path):
+    few = blobs["y_test"] == "ant"
+    clean = {"X": blobs["X_test"][few], "y": blobs["y_test"][few]}
+    train = {"X": blobs["X"], "y": blobs["y"]}
+    result = audit(train, test=clean, clean="test", lam=0.5, **QUIET)
+    assert result.unknown == ["bee", "cat"] and len(result.tests) == few.sum()
+    page = report.render(result)
+    assert "None of those is of the class bee, cat" in page
+    assert "None of those" not in report.render(
+        audit(train, test=train, clean="test", lam=0.5, **QUIET)
+    )
+    kept = audit(train, test=clean, classes=["ant", "bee"], lam=0.5, **QUIET)
+    assert kept.classes == ["ant", "bee"] and len(kept.tests) == few.sum()
+    photos(tmp_path / "all", ("a", "b"))
+    photos(tmp_path / "new", ("a",))
+    folder = audit(tmp_path / "all", test=tmp_path / "new", lam=1.0, **QUIET)
+    assert set(folder.tests.label) == {"a"} and len(folder.tests) == 6
+
+
+@pytest.mark.parametrize(
+    ("y", "y_test"),
+    [
+        ([0.5, 1.0, 1.5], [1.0]), ([0.5, 1.0, 1.5], np.array([1])), ([1, 2, 3], [2.0]),
+        (np.array([0.5, 1.0, 2.0**60], "float32"), np.array([2**60])),
+        (np.array([1, 2.5, "a"], object), [1.0]), ([-0.0, 0.5], [0]),
+    ],
+)  # fmt: skip
+def test_equal_numbers_are_the_same_label(y, y_test):
+    train = {"X": np.eye(6) + 1, "y": np.resize(y, 6)}
+    test = {"X": np.eye(6)[:2] + 1, "y": np.resize(y_test, 2)}
+    result = audit(train, test=test, clean=test, lam=1.0, **QUIET)
+    assert set(result.tests.label) < set(result.train.label) == set(result.classes)
+    kept = audit(train, classes=[float(x) for x in y if x != "a"][:2], lam=1.0, **QUIET)
+    assert kept.classes == [x for x in result.classes if x in kept.classes] and len(kept.table) > 3
+
+
+def test_any_name_of_a_class(tmp_path):
+    y = np.array(["a+b/c", "d:e", "a+b/c", "d:e", "{{ 1 }}", "{{ 1 }}"])
+    result = audit({"X": np.eye(6) + 1, "y": y}, classes=["a+b/c", "d:e"], lam=1.0, **QUIET)
+    assert result.classes == ["a+b/c", "d:e"]
+    folder = photos(tmp_path / "odd: a", ("a+b", "a", "ü {x}"))
+    found = audit(f"{folder}:a+b/ü {{x}}", lam=1.0, **QUIET)
+    assert found.classes == ["a+b", "ü {x}"] and report.render(found)
+    assert audit("digits:3/8", n_train=20, lam=1.0, **QUIET).name == "digits:3/8"
 
 
 def test_too_many_points_for_the_machine(blobs, monkeypatch, tmp_path):
@@ -424,6 +682,43 @@ def test_names_of_the_data_are_escaped(evil):
         assert re.search(r"default-src 'none'; img-src data:", page)
 
 
+def test_only_all_is_a_hundred_per_cent():
+    whole = [report.percent(x) for x in (1.0, 1 - 1e-16, 1 - 1e-9, 0.99996, 0.9995, 0.99949, 0.995)]
+    assert whole == ["100 %", *["> 99.9 %"] * 4, "99.9 %", "99.5 %"]
+    assert [report.percent(x) for x in (0.0, 1e-5, 0.0994, 0.0995, 0.5)] == [
+        "0 %", "0.001 %", "9.9 %", "10 %", "50 %"
+    ]  # fmt: skip
+    table = pd.DataFrame({"label": ["a"] * 5000, "suggested": ["b"] * 4999 + ["a"]})
+    assert "(> 99.9 %)" in report.headline(type("Found", (), {"table": table}))
+
+
+def test_pictures_take_time_in_proportion_to_their_number(blobs):
+    images = np.zeros((60, 4, 4))
+    images[0], images[1] = 3.0, -1.0
+    result = audit(blobs | {"images": images}, lam=1.0, **QUIET)
+    passes = []
+
+    class Counted(np.ndarray):
+        def max(self, *args, **settings):
+            passes.append(1)
+            return np.asarray(self).max(*args, **settings)
+
+    result.train.show = images.view(Counted)
+    assert report.picture(result.train, 0) != report.picture(result.train, 1)
+    report.picture(result.train, 2)
+    assert len(passes) == 1 and result.train.look == (-1.0, 3.0)
+
+
+def test_pictures_of_small_integers_do_not_wrap(blobs):
+    images = np.zeros((60, 2, 2))
+    images[0], images[1] = 100, -100
+    signed, plain = (audit(blobs | {"images": images.astype(t)}, lam=1.0, **QUIET).train
+                     for t in ("int8", "float64"))  # fmt: skip
+    assert [report.picture(signed, i) for i in range(3)] == [
+        report.picture(plain, i) for i in range(3)
+    ]
+
+
 def test_report_says_what_was_done(blobs):
     result = audit(blobs, points="all", **QUIET)
     page = report.render(result)
@@ -435,15 +730,6 @@ def test_report_says_what_was_done(blobs):
     )
 
 
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        with chromium() as started:
-            yield started
-    except FileNotFoundError as error:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
-
-
 AXE = (resources.files("selenium_axe_python") / "axe-core" / "axe.min.js").read_text("utf-8")
 PROBE = """
 const done = arguments[0], style = getComputedStyle(document.body);
@@ -451,6 +737,7 @@ const own = performance.getEntriesByType('resource').map(x => x.name);
 axe.run().then(found => done({
   width: document.documentElement.scrollWidth, page: style.backgroundColor,
   loaded: own.filter(x => !x.startsWith('data:')), scripts: document.scripts.length,
+  thin: [...document.querySelectorAll('dt, dd')].filter(x => x.offsetWidth < 48).length,
   broken: [...document.images].filter(x => !x.naturalWidth).map(x => x.alt),
   axe: found.violations.map(x => x.id + ': ' + x.nodes[0].html),
 }));"""
@@ -473,6 +760,7 @@ def test_report_in_a_browser(browser, evil, tmp_path, width, scheme):
         found = browser.execute_async_script(PROBE)
         assert not errors and found["width"] <= width, kind
         assert [found[what] for what in ("loaded", "broken", "axe", "scripts")] == [[], [], [], 0]
+        assert not found["thin"], kind
         assert (found["page"] == "rgb(255, 255, 255)") == (scheme == "light")
 
 
@@ -486,7 +774,7 @@ def test_command_writes_a_report_and_tables(blobs, tmp_path, capsys, monkeypatch
     assert main(["audit", "my data.npz", *arguments]) == 0
     told = capsys.readouterr()
     assert re.match(r"The other points contradict \d+ of \d+ labels", told.out)
-    assert sorted(os.listdir("audit-my-data")) == ["points.csv", "report.html", "tests.csv"]
+    assert sorted(os.listdir("audit-my-data")) == FILES
     assert "inverse" not in told.err
     assert main(["audit", "my data.npz", "--label", "x", "--lam", "0"]) == 2
     assert capsys.readouterr().err.startswith("ntk-influence: lam must be")
@@ -497,7 +785,7 @@ def test_command_removes_the_tiles_it_made(blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "DENSE", 50)
     out = tmp_path / "out"
     assert main(["audit", str(tmp_path / "a.npz"), "--out", str(out)]) == 0
-    assert sorted(f.name for f in out.glob("*")) == ["points.csv", "report.html", "tests.csv"]
+    assert sorted(f.name for f in out.glob("*")) == FILES
 
 
 def test_nothing_is_lost_on_interrupt(blobs, tmp_path, capsys, monkeypatch):
@@ -512,16 +800,98 @@ def test_nothing_is_lost_on_interrupt(blobs, tmp_path, capsys, monkeypatch):
         patch.setattr(module, "stream", stop)
         assert main(command) == 130
     told = capsys.readouterr().err
-    assert f"finished in {tmp_path / 'out'}: inverse-tiles, points.csv" in told
+    assert f"finished in {tmp_path / 'out'}: points.csv. The same command goes on with the" in told
     table = pd.read_csv(tmp_path / "out" / "points.csv")
     assert len(table) == 60 and "margin" in table
-    tiles = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*/*.npy")}
-    audit(tmp_path / "a.npz", lam=0.5, out=tmp_path / "out", **QUIET)
-    assert tiles and {f: f.stat().st_mtime_ns for f in tiles} == tiles
+    with pytest.raises(ValueError, match="lam is 0.5 in the file and 0.6 here, .* or delete the"):
+        audit(tmp_path / "a.npz", lam=0.6, out=tmp_path / "out", **QUIET)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read", stop)
-        assert main([*command[:2], "--out", str(tmp_path / "new")]) == 130
-    assert "nothing is finished" in capsys.readouterr().err
+        patch.setattr(packed._Folder, "put", lambda *_: pytest.fail("a tile is made again"))
+        audit(tmp_path / "a.npz", lam=0.5, out=tmp_path / "out", **QUIET)
+    assert not (tmp_path / "out" / module.TILES).exists()
+    for name, at in ((DENSE, "read"), (DENSE, "stream")):
+        monkeypatch.setattr(module, "DENSE", name)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, at, stop)
+            assert main([*command[:2], "--lam", "1", "--out", str(tmp_path / at)]) == 130
+        told = capsys.readouterr().err
+        words = (
+            "nothing is finished" if at == "read" else f"finished in {tmp_path / at}: points.csv"
+        )
+        assert f"stopped; {words}. The same command begins anew." in told
+
+
+def test_what_a_failed_command_leaves_is_named(blobs, tmp_path, capsys, monkeypatch):
+    np.savez(tmp_path / "a.npz", **blobs)
+    out = tmp_path / "out"
+    command = ["audit", str(tmp_path / "a.npz"), "--out", str(out), "--lam", "0.5"]
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    for dense, size in ((DENSE, 0), (50, 1)):
+        monkeypatch.setattr(module, "DENSE", dense)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "stream", full)
+            assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "ntk-influence: no space left" in told
+        words = f"{out / module.TILES} holds the inverse so far: the same command goes on with it; "
+        assert told.count(words + "or delete this folder") == size
+    assert main(command) == 0 and not (out / module.TILES).exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"), [("digits:3/8", "digits-3-8"), ("no such.csv", None), ("a.b.csv", "a-b")]
+)
+def test_command_names_its_folder(source, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    TABLE.to_csv("a.b.csv", index=False)
+    done = main(
+        ["audit", source, "--lam", "1", *(["--n-train", "30"] if "digits" in source else [])]
+    )
+    assert sorted(x for x in os.listdir() if x != "a.b.csv") == (
+        [f"audit-{folder}"] if folder else []
+    )
+    assert done == (0 if folder else 2) and main(["audit", source, "--points", "abc"]) == 2
+    assert "points must be a number, not 'abc'" in capsys.readouterr().err or not folder
+
+
+WITHOUT = """
+import importlib.metadata, re, sys
+from packaging.requirements import Requirement
+
+wanted = [Requirement(x) for x in importlib.metadata.requires("ntk-influence")]
+extra = {x.name for x in wanted if x.marker} - {x.name for x in wanted if not x.marker}
+names = {re.sub("-", "_", x).lower() for x in extra}
+names |= {"IPython", "yaml", "jupyter_client", "jupyter_book", "dask", "distributed", "book"}
+names -= {"packaging"}
+
+class Blocked:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in names:
+            raise ImportError(f"{name} is not installed")
+
+assert len(names) > 25 and not names & set(sys.modules)
+sys.meta_path.insert(0, Blocked())
+from lib.audit import main
+for arguments in (["digits", "--n-train", "60", "--n-test", "9"], ["a.csv"], ["photos"]):
+    assert main(["audit", *arguments]) == 0
+assert not names & {name.split(".")[0] for name in sys.modules}
+"""
+
+
+def test_the_tool_needs_none_of_the_packages_of_the_book(blobs, tmp_path):
+    frame(blobs).rename(columns={"species": "label"}).to_csv(tmp_path / "a.csv", index=False)
+    photos(tmp_path / "photos")
+    path = {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reports = [file.parent.name for file in tmp_path.glob("*/report.html")]
+    assert sorted(reports) == ["audit-a", "audit-digits", "audit-photos"]
 
 
 def test_command_is_installed():
@@ -529,6 +899,7 @@ def test_command_is_installed():
         [sys.executable, "-m", "lib.audit", "audit", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0 and "--n-train" in done.stdout
+    assert "put it first: --classes takes all words that follow" in " ".join(done.stdout.split())
 
 
 # --- features of photos ---------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The packed inverse against the dense one, through every interruption; streaming against all."""
 
+import functools
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +127,111 @@ def test_a_folder_of_another_setting_is_refused(X, tmp_path):
         PackedInverse(ntk, X, 1.0, folder=tmp_path, **QUIET)
 
 
+def tiles(X, folder, **changes):
+    given = {"kernel": ntk, "X": X, "lam": LAM, "tile": 30, "folder": folder} | QUIET
+    return PackedInverse(**given | changes)
+
+
+def test_a_folder_is_free_again_when_its_tiles_are_there(X, tmp_path, monkeypatch):
+    first = tiles(X, tmp_path)
+    near(tiles(X, tmp_path).diagonal(), first.diagonal(), 0.1)
+
+    def busy(self, *task):
+        with pytest.raises(BlockingIOError, match="another run is writing to it"):
+            tiles(X, tmp_path / "new")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedInverse, "_kernel", busy)
+        with pytest.raises(KeyboardInterrupt) as stopped:  # which keeps what it came through alive
+            tiles(X, tmp_path / "new")
+    assert tiles(X, tmp_path / "new") and stopped
+    full = type("Usage", (), {"free": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "disk_usage", lambda folder: full)
+        with pytest.raises(OSError) as refused:
+            tiles(X, tmp_path / "newer")
+    assert tiles(X, tmp_path / "newer") and refused
+
+
+def test_other_files_in_the_folder_stay_and_matter_not(X, tmp_path):
+    other = ["notes-x-y.npy", "1-2-3.npy", "0-0-2-old.npy", "a-b-c-d.npy"]
+    for name in other:
+        (tmp_path / name).write_text("mine")
+    first, again = tiles(X, tmp_path), tiles(X, tmp_path)
+    np.testing.assert_array_equal(first.diagonal(), again.diagonal())
+    assert all((tmp_path / name).read_text() == "mine" for name in other)
+
+
+def test_a_tile_of_an_earlier_stage_does_not_stay(X, tmp_path):
+    first, old = tiles(X, tmp_path), [tmp_path / name for name in ("0-0-0.npy", "1-0-1.npy")]
+    files = sorted(tmp_path.iterdir())
+    for file in old:  # as if it had been killed before it removed them
+        shutil.copy(tmp_path / f"{file.stem[:3]}-2.npy", file)
+    np.testing.assert_array_equal(tiles(X, tmp_path).diagonal(), first.diagonal())
+    assert sorted(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("left", [0, 1, 60, 150, -1])
+def test_a_damaged_tile_is_named(X, tmp_path, left):
+    Q = tiles(X, tmp_path)
+    file = tmp_path / "1-0-2.npy"
+    file.write_bytes(file.read_bytes()[:left])
+    for use in (lambda: tiles(X, tmp_path), Q.diagonal):
+        with pytest.raises(OSError, match=f"tile {file} cannot be read .*; delete the folder"):
+            use()
+    file.unlink()
+    with pytest.raises(OSError, match=f"tile {file} cannot be read .*; delete the folder"):
+        Q.diagonal()
+    with pytest.raises(ValueError, match=f"a tile is missing; delete the folder {tmp_path}"):
+        tiles(X, tmp_path)  # made again it would not be that of the others, which have moved on
+
+
+def scaled(A, B=None, dtype="float64", by=0.5):
+    return by * ntk(A, B, dtype=dtype)
+
+
+def test_a_kernel_is_known_by_its_values(X, tmp_path):
+    half = functools.partial(scaled, by=0.5)
+    first = tiles(X, tmp_path, kernel=half)
+    again = tiles(X, tmp_path, kernel=lambda *A, dtype="float64": half(*A, dtype=dtype))
+    np.testing.assert_array_equal(first.diagonal(), again.diagonal())
+    with pytest.raises(ValueError, match="another setting: kernel is"):
+        tiles(X, tmp_path, kernel=functools.partial(scaled, by=0.6))
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "free"),
+    [
+        (None, {}, 8e6),
+        ("0::/a/b", {"a/b/memory.max": "max"}, 8e6),
+        ("0::/a/b", {"a/b/memory.max": 5e6, "a/b/memory.current": 1e6}, 4e6),
+        ("0::/a/b", {"a/memory.max": 5e6, "a/memory.current": 2e6, "a/b/memory.max": "max"}, 3e6),
+        ("0::/", {"memory.max": 5e6, "memory.current": 6e6}, 0),
+        ("0::/a", {"a/memory.max": 9e6, "a/memory.current": 0}, 8e6),
+        ("0::/a", {"a/memory.max": 5e6, "a/memory.current": 4e6, "cache": 3e6}, 4e6),
+        ("4:memory:/a\n1:cpu:/b", {"memory/memory.limit_in_bytes": 5e6,
+                                   "memory/memory.usage_in_bytes": 1e6}, 4e6),
+        ("4:memory:/a", {"memory/a/memory.limit_in_bytes": 2**63 - 4096,
+                         "memory/a/memory.usage_in_bytes": 1e6}, 8e6),
+    ],
+)  # fmt: skip
+def test_free_memory_is_what_the_control_groups_leave(tmp_path, cgroup, files, free):
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable: 7812.5 kB\n".replace(".5", ""))
+    if cgroup:
+        (proc / "self" / "cgroup").write_text(cgroup + "\n")
+    cache = files.pop("cache", 0) if files else 0
+    for name, value in files.items():
+        file = groups / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(value if isinstance(value, str) else f"{int(value)}\n")
+        stat = f"anon 7\ninactive_file {cache:.0f}\ntotal_inactive_file {cache:.0f}\n"
+        (file.parent / "memory.stat").write_text(stat)
+    assert module._free_memory(proc, groups) == pytest.approx(free, rel=1e-3)
+
+
 SLOW = """
 import sys, time
 import numpy as np
@@ -152,7 +259,10 @@ def test_killed_at_any_stage_it_goes_on_and_ends_in_the_same_bits(X, tmp_path, a
     )  # fmt: skip
 
     def done():
-        return sum(1 + int(file.stem[-1]) for file in folder.glob("?-?-?.npy"))
+        stages = {}  # of each tile; for a moment there are two files of one
+        for name in sorted(file.stem for file in folder.glob("?-?-?.npy")):
+            stages[name[:3]] = 1 + int(name[-1])
+        return sum(stages.values())
 
     deadline = time.monotonic() + 60
     while not folder.exists() or done() < after:
@@ -199,9 +309,57 @@ def test_streamed_influence_is_that_of_all_pairs(X, block, tmp_path):
     np.testing.assert_array_equal(kept.harmful, np.argsort(I, axis=0)[:4].T)
     near(kept.helps, np.sort(-I, axis=0)[:4].T * -1, 1e-12)
     near(kept.harms, np.sort(I, axis=0)[:4].T, 1e-12)
+    for ihvp, rows in ((kept.helps_ihvp, kept.helpful), (kept.harms_ihvp, kept.harmful)):
+        near(ihvp, np.take_along_axis(influence.ihvp, rows.T, axis=0).T, 1e-12)
     near(kept.mean, I.mean(axis=1), 1e-12)
     near(kept.f, influence.f, 1e-12)
     near(np.load(file, mmap_mode="r"), I, 1e-6)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_file_of_all_influences_is_there_when_it_is_whole(X, tmp_path):
+    model, file, calls = Ridge(ntk(X), np.ones(N), LAM), tmp_path / "all.npy", []
+
+    def stopped(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return ntk(*given)
+
+    file.write_text("of an earlier call")
+    for _ in range(2):  # what the first leaves is no hindrance to the second
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            stream(model, stopped, X, X[:4], np.ones(4), block=2, top=1, file=file, **QUIET)
+        assert file.read_text() == "of an earlier call"
+    stream(model, ntk, X, X[:4], np.ones(4), block=2, top=1, file=file, **QUIET)
+    near(np.load(file), model.influence(ntk(X, X[:4]), np.ones(4)).exact, 1e-6)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_file_of_all_influences_is_checked_before_the_work(X, tmp_path, monkeypatch):
+    model = Ridge(ntk(X), np.ones(N), LAM)
+
+    def started(*_):
+        pytest.fail("it has started")
+
+    def into(file):
+        return stream(model, started, X, X[:3], np.ones(3), file=file, **QUIET)
+
+    for name in ("all.txt", "all", ""):
+        with pytest.raises(ValueError, match=f"file = .*{name}' must end in .npy"):
+            into(tmp_path / name if name else "")
+    with pytest.raises(FileNotFoundError, match="there is no such folder; make it"):
+        into(tmp_path / "no" / "all.npy")
+    full = type("Usage", (), {"free": 1199})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    (tmp_path / "all.npy.part").write_text("what an earlier call left")
+    with pytest.raises(OSError, match=r"need 0.0 GB, but 0.0 are free in .*; choose a file on"):
+        into(tmp_path / "all.npy")
+    assert not list(tmp_path.iterdir())
+    full.free = 1200
+    with pytest.raises(pytest.fail.Exception):
+        into(tmp_path / "all.npy")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -210,3 +368,20 @@ def test_on_a_gpu(X, dense, dtype):
     Q = PackedInverse(ntk, X, LAM, tile=30, dtype=dtype, device="cuda", **QUIET)
     near(Q.diagonal(), dense.diagonal(), PRECISE[dtype])
     near(Q.solve(np.ones(N)), dense @ np.ones(N), 1e-10)
+
+
+def test_rounding_to_float32_makes_no_kernel_of_duplicates_indefinite():
+    X = np.repeat(unit_points(1000, 3), 2, axis=0)
+    y = np.where(X[:, 0] > 0, 1.0, -1.0)
+    packed = Ridge.packed(PackedInverse(ntk, X, 3e-5, progress=False), y)
+    np.testing.assert_allclose(packed.h, Ridge(ntk(X), y, 3e-5).h, atol=2e-2)
+
+
+def test_an_indefinite_kernel_is_refused_in_float32():
+    def kernel(A, B=None, dtype="float64"):
+        B = A if B is None else B
+        return ((A @ B.T) - 0.5 * (np.abs(A - B.T) < 1e-9)).astype(dtype)  # −½ on the diagonal
+
+    X = np.arange(1.0, 401)[:, None] / 400
+    with pytest.raises(ValueError, match="K is not positive semidefinite"):
+        Ridge.packed(PackedInverse(kernel, X, 0.6, progress=False), X[:, 0])

@@ -15,11 +15,12 @@ from urllib.parse import unquote, urldefrag
 import numpy as np
 import pytest
 
-from book.browser import chromium, serve
+from book.browser import serve
 from lib.data import load
 from lib.dynamics import Flow
 from lib.kernel import ntk
 from lib.ridge import Ridge
+from tests.conftest import unavailable
 
 SITE = Path(os.environ.get("SITE", Path(__file__).parents[1] / "_build" / "html"))
 PHONE, DESKTOP = (390, 844), (1280, 900)
@@ -58,11 +59,6 @@ document.querySelector('.math') ? typeset() : report();
 """
 
 
-def unavailable(reason: str):
-    """Skip with the reason, or fail with it in CI."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-
-
 @pytest.fixture(scope="module")
 def root():
     """The address of the site, served on the loopback address."""
@@ -70,15 +66,6 @@ def root():
         unavailable(f"there is no site in {SITE}; `make book` builds one")
     with serve(SITE) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        with chromium() as started:
-            yield started
-    except FileNotFoundError as error:
-        unavailable(str(error))
 
 
 @pytest.fixture(scope="module")
