@@ -24,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from book.chapters import provenance, store
+from book.scale import plain
 from lib import data
 from lib.deep import Deep, deep_ntk
 from lib.hessian import directions, full_influence, kinks, on_kink, parameters, relu_inputs
@@ -358,15 +359,6 @@ def bends(run: Run) -> torch.Tensor:
     for hook in hooks:
         hook.remove()
     return torch.cat([g.flatten(1) for g in torch.autograd.grad(loss, seen)], 1)
-
-
-def plain(value):
-    """Numbers of NumPy as those of Python, for JSON."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def record(work: Path, records: Path, cifar10: str) -> None:
