@@ -329,10 +329,9 @@ def table(found: list[dict]) -> HTML:
         cells["item"] = f'<a href="{page}.html#{anchor}">{cells["item"]}</a>'
         cells["holds"] = "✓" if one["holds"] else "✗"
         start = "<tr" if one["holds"] else '<tr class="fails"'
-        outcome = "holds" if one["holds"] else "does not hold"
-        data = f'data-page="{page}" data-data="{_page(data_set(one["setting"]))}"'
+        data = _page(data_set(one["setting"]))
         shown = "".join(f"<td>{cell}</td>" for cell in cells.values())
-        rows.append(f'{start} {data} data-outcome="{outcome}">{shown}</tr>')
+        rows.append(f'{start} data-data="{data}">{shown}</tr>')
     script = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
     return HTML(
         '<div class="rows"><div class="scroll" tabindex="0"><table class="dataframe ledger">'

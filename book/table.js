@@ -1,4 +1,5 @@
-// Makes the ledger's table in `root` filterable and sortable; a row says its page, data and outcome.
+// Makes the ledger's table in `root` filterable and sortable. A row says its data; its link says its
+// page, and its class whether it holds.
 // The address may choose, as in ledger.html?item=Eq+9.
 const table = root.querySelector("table"), body = table.tBodies[0], rows = [...body.rows];
 const make = (tag, attributes = {}, ...children) => {
@@ -9,7 +10,12 @@ const make = (tag, attributes = {}, ...children) => {
 };
 const order = new Intl.Collator("en", { numeric: true });
 const heads = [...table.tHead.rows[0].cells], names = heads.map(head => head.textContent);
-const value = (row, name) => row.dataset[name] ?? row.cells[names.indexOf(name)].textContent;
+const told = {
+  page: row => row.querySelector("a").getAttribute("href").split(".html")[0],
+  outcome: row => row.className ? "does not hold" : "holds",
+  data: row => row.dataset.data,
+};
+const value = (row, name) => told[name]?.(row) ?? row.cells[names.indexOf(name)].textContent;
 const asked = new URLSearchParams(location.search);
 const count = make("span", { role: "status" });
 const text = make("input", { type: "search", placeholder: "words", "aria-label": "filter by words" });
