@@ -330,8 +330,8 @@ def table(found: list[dict]) -> HTML:
         cells["holds"] = "✓" if one["holds"] else "✗"
         start = "<tr" if one["holds"] else '<tr class="fails"'
         data = _page(data_set(one["setting"]))
-        shown = "".join(f"<td>{cell}</td>" for cell in cells.values())
-        rows.append(f'{start} data-data="{data}">{shown}</tr>')
+        shown = "".join(f"<td>{cell}" for cell in cells.values())  # HTML needs no end tags here
+        rows.append(f'{start} data-data="{data}">{shown}')
     script = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
     return HTML(
         '<div class="rows"><div class="scroll" tabindex="0"><table class="dataframe ledger">'

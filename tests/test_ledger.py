@@ -155,10 +155,10 @@ def test_rows_that_do_not_hold_are_marked(shown, monkeypatch, tmp_path):
     notebook(tmp_path / "01-a.ipynb", {"cell_type": "code", "outputs": shown})
     page = table(collect(tmp_path)).data
     head, first, second = page.split("<tr")[1:]
-    assert '<th scope="col">kind</th>' in head and "<td>finding</td>" in first
+    assert '<th scope="col">kind</th>' in head and "<td>finding" in first
     assert "fails" not in first and "✗" not in first
-    assert second.startswith(' class="fails"') and "<td>✗</td>" in second
-    assert 'class="fails"' in second and "<td>finding</td>" in second
+    assert second.startswith(' class="fails"') and "<td>✗" in second
+    assert 'class="fails"' in second and "<td>finding" in second
 
 
 def test_what_a_page_shows_is_escaped(shown):
