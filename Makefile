@@ -181,7 +181,7 @@ $(PEERS)/.ready: bench/peers/requirements.txt $(READY)
 
 # a quarter of an hour on one core; goes on where it was cut short
 deep: $(READY)
-	@exec env $(ONE_THREAD) $(BIN)/python -m book.deep _build/deep book/records
+	@exec env $(ONE_THREAD) $(BIN)/python -m book.deep _build/deep book/records --cifar10 $(call quote,CIFAR10)
 
 # every chapter on held-out settings; goes on where it was cut short
 sweep: $(READY)

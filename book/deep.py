@@ -404,7 +404,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("records", type=Path)
-    parser.add_argument("--cifar10", default="cifar10-subset", help="name of the data set")
+    parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
     args = parser.parse_args()
     record(args.work, args.records, args.cifar10)
 
