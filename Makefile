@@ -19,7 +19,7 @@
 # N_TEST    how many to test on, an even number
 # SIZE      height and width to which images of different sizes are brought
 # BUILD     folder of the build; by default _build, or one below it for each choice of the above
-# CIFAR10   for paper, labels, own and sweep: a folder of images in place of CIFAR-10
+# CIFAR10   for paper, labels, own, deep and sweep: a folder of images in place of CIFAR-10
 # JOBS      how many chapters are executed at a time, each on one thread; by default 2
 # VENV      virtual environment, made if there is none; by default .venv
 # PYTHON    the Python that makes it, 3.11 or newer; by default python3
