@@ -61,7 +61,8 @@ def _not_numeric(name: str, kind: str) -> str:
 def finite(name: str, x) -> None:
     """Raise `ValueError` if `x` (array or tensor) holds NaN or infinity, naming the first."""
     with np.errstate(over="ignore", invalid="ignore"):
-        total = float(x.sum())  # one pass, no temporary; it may overflow, so look closer if it does
+        # one pass, no temporary; it may overflow, so look closer if it does
+        total = float((x.detach() if isinstance(x, torch.Tensor) else x).sum())
     if np.isfinite(total):
         return
     bad = np.argwhere(~np.isfinite(np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x)))
@@ -84,7 +85,7 @@ def unit(name: str, x: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}; pass at least one row")
     finite(name, x)
     tolerance = 100 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5
-    norms = torch.linalg.vector_norm(x, dim=1)
+    norms = torch.linalg.vector_norm(x.detach(), dim=1)
     worst = int((norms - 1).abs().argmax())
     if abs(float(norms[worst]) - 1) > tolerance:
         raise ValueError(

@@ -16,7 +16,7 @@ DIAGONAL = 0.5
 NEAR = 1e-3  # where x·x' is closer to ±1 than this, the angle comes from chords
 
 
-def ntk(X, X2=None, *, dtype: str = "float64", block: int = 256):
+def ntk(X, X2=None, *, dtype: str = "float64", block: int = 128):
     """Return the neural tangent kernel K∞ of the two-layer ReLU network.
 
     Eq 4:  K∞(x, x') = u (π − arccos u) / 2π,  u = x·x',  for inputs of unit norm.
@@ -55,11 +55,12 @@ def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):
             f"X2 has {B.shape[1]} columns, but X has {A.shape[1]}; both need the same inputs"
         )
     block = check.integer("block", block)
-    K = torch.empty(len(A), len(B), dtype=A.dtype, device=A.device)
+    K = _products(A, B)
     for start in range(0, len(A), block):
         rows = slice(start, min(start + block, len(A)))
         columns = slice(start if X2 is None else 0, len(B))
-        K[rows, columns] = function(*_angles(A[rows], B[columns], K.numel(), own=X2 is None))
+        u = K[rows, columns].clone()
+        K[rows, columns] = function(*_angles(u, A[rows], B[columns], K.numel(), own=X2 is None))
         if X2 is None:
             K[rows.stop :, rows] = K[rows, rows.stop :].T
             square = K[rows, rows]
@@ -81,17 +82,23 @@ def _points(name: str, X, dtype: str, beside: torch.Tensor | None = None) -> tor
     return check.unit(name, X).to(precision)
 
 
-def _angles(A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> tuple:
-    """Return u and φ = π − arccos u for the rows of A against those of B.
+def _products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Return A Bᵀ; of A Aᵀ, NumPy computes one triangle only, and knows no gradients."""
+    if A.device.type == "cpu" and not (A.requires_grad or B.requires_grad):
+        return torch.from_numpy(A.numpy() @ B.numpy().T)
+    return A @ B.T
+
+
+def _angles(u: torch.Tensor, A: torch.Tensor, B: torch.Tensor, budget: int, own: bool) -> tuple:
+    """Return u and φ = π − arccos u for the rows of A against those of B, of products u = A Bᵀ.
 
     `budget` numbers bound a temporary. With `own`, B begins with A itself, and the pairs of a point
     with itself are left to the caller.
     """
-    u = A @ B.T
     if own:
         u.fill_diagonal_(0)
     # φ = arccos(−u); NaN where rounding takes u beyond ±1, until the chords replace it
-    phi = torch.acos(-u)
+    phi = u.neg().acos_()
     for i in (u.abs().amax(dim=1) > 1 - NEAR).nonzero().flatten().tolist():
         near = (u[i].abs() > 1 - NEAR).nonzero().flatten()
         for j in near.split(max(1, budget // (2 * A.shape[1]))):

@@ -52,6 +52,14 @@ def test_eq_4_by_hand(degrees, value):
     assert K[0, 1] == K[1, 0] == pytest.approx(value, abs=2 * EPS)
 
 
+def test_gradients_pass_through_the_kernel():
+    X = torch.from_numpy(unit_points(5, 3)).requires_grad_()
+    u = (X @ X.T).fill_diagonal_(0)
+    expected = u * (torch.pi - torch.acos(u)) / (2 * torch.pi)
+    own, other = torch.autograd.grad(ntk(X).sum(), X)[0], torch.autograd.grad(expected.sum(), X)[0]
+    assert torch.allclose(own, other, rtol=0, atol=100 * EPS)
+
+
 def test_eq_4_against_quadrature_of_its_definition():
     # E[x·x' 1{w·x > 0} 1{w·x' > 0}]: only the direction of w in the plane of x, x' matters, and it
     # is uniform. The midpoint rule errs by at most one cell at each of the four ends: 4/N.
