@@ -267,10 +267,16 @@ def tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
 
 
 def record(frames: dict[str, pd.DataFrame], records: Path) -> None:
-    """Write the records, but for those that are there already."""
+    """Write the records. Chapters that did not run keep the rows that they had."""
+    ran = set(frames["sweep-runs"].page)
     for name, frame in frames.items():
         file = records / f"{name}.csv"
-        if not file.exists() or file.read_text(encoding="utf-8") != frame.to_csv(index=False):
+        before = file.read_text(encoding="utf-8") if file.exists() else ""
+        if before:
+            kept = pd.read_csv(file, dtype=str, keep_default_na=False)
+            frame = pd.concat([kept[~kept.page.isin(ran)], frame])
+            frame = frame.sort_values("page", kind="stable")
+        if before != frame.to_csv(index=False):
             store(frame, file)
 
 

@@ -521,6 +521,19 @@ assert n_train > 60"""
     assert len(before) == 3 and all(run.outcome() for run in plan(tmp_path, *states.index))
     sweep.record(sweep.tables(runs), tmp_path)
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    others = pd.DataFrame(
+        {"page": ["01-b", "03-c"], "message": ["", "a, b"], "seconds": ["1.0", "2"]}
+    )
+    sweep.record({name: others for name in frames}, tmp_path)  # on other chapters
+    runs_kept = pd.read_csv(tmp_path / "sweep-runs.csv")
+    assert list(runs_kept.page) == ["01-b", *["02-a"] * 4, "03-c"]
+    assert (
+        runs_kept[runs_kept.page == "02-a"]
+        .dropna(axis=1, how="all")
+        .equals(dates.set_axis(range(1, 5)).dropna(axis=1, how="all"))
+    )
+    sweep.record(sweep.tables(runs), tmp_path)
+    assert runs_kept.equals(pd.read_csv(tmp_path / "sweep-runs.csv"))
     write_notebook(tmp_path / "02-a.ipynb", PARAMETERS, body + "\npass")
     sweep.code.cache_clear()
     assert all(run.outcome() is None for run in runs)
