@@ -15,6 +15,7 @@ from lib import check, data, packed
 
 LABELS = ("label", "target", "class", "y")  # label columns that need not be named
 FEW = 20  # values of a column of text, at most, that become indicators
+NUMBER = r"^\s*([-+]?[\d.]+?)(?:\.0)?\s*$"  # without spaces, and .0 of a whole one
 CLEAR = 0.9  # share of numbers among the values of a column that is meant to be numbers
 FILES = {
     ".npz": lambda path, label: dict(np.load(path, allow_pickle=False)),
@@ -131,13 +132,14 @@ def _file(name: str, path: Path, label: str | None) -> pd.DataFrame | dict:
 def _csv(path: Path, label: str | None) -> pd.DataFrame:
     """Return a table with the names of its columns and its labels as they are written.
 
-    So 00123 and 123 are two classes, as 1.1 and 1.10 are, and 1.0 is 1, as pandas writes it.
+    So 00123 and 123 are two classes, as 1.1 and 1.10 are. But 1.0 is 1, which pandas may write so,
+    and numbers have no spaces around them.
     """
     head = pd.read_csv(path, header=None, nrows=1, dtype=str).loc[0]
     labels = [c for c in head.dropna() if (c.lower() in LABELS if label is None else c == label)]
     frame = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(labels, str))
     for column in set(labels) & set(frame):
-        frame[column] = frame[column].str.replace(r"^(-?\d+)\.0$", r"\1", regex=True)
+        frame[column] = frame[column].str.replace(NUMBER, r"\1", regex=True)
     names = zip(head, frame, strict=True)  # pandas calls a second y y.1, and one without a name
     return frame.set_axis([new if pd.isna(old) else old for old, new in names], axis=1)
 
