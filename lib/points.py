@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from lib import check, data, packed
 
 LABELS = ("label", "target", "class", "y")  # label columns that need not be named
 FEW = 20  # values of a column of text, at most, that become indicators
+NUMBER = r"^\s*([-+]?[\d.]+?)(?:\.0)?\s*$"  # without spaces, and .0 of a whole one
 CLEAR = 0.9  # share of numbers among the values of a column that is meant to be numbers
 FILES = {
-    ".npz": lambda path: dict(np.load(path, allow_pickle=False)),
-    ".csv": partial(pd.read_csv, low_memory=False),
-    ".parquet": pd.read_parquet,
+    ".npz": lambda path, label: dict(np.load(path, allow_pickle=False)),
+    ".csv": lambda path, label: _csv(path, label),
+    ".parquet": lambda path, label: pd.read_parquet(path),
 }
 
 
@@ -67,13 +68,13 @@ def read(
         source = data.text(name, str(source) if isinstance(source, Path) else source)
         file = Path(source).expanduser()
         if file.is_file() or (file.suffix.lower() in FILES and not data._folder(source)):
-            source = _file(name, file)
+            source = _file(name, file, label)
     if size is not None and name == "source" and not isinstance(source, str):
         raise ValueError(f"size = {size!r} is for images of folders and data sets; leave it out")
     if isinstance(source, pd.DataFrame):
         parts = [_table(source, label, name)]
     elif isinstance(source, Mapping):
-        parts = [part for end in ("", "_test") if (part := _arrays(source, end, label or "y"))]
+        parts = [part for end in ("", "_test") if (part := _arrays(source, end, label))]
     elif not isinstance(source, str):
         raise TypeError(f"{name} = {source!r}; pass a path, a DataFrame or a dict of arrays")
     elif label is not None:
@@ -112,14 +113,14 @@ def read(
     return parts[0], parts[1] if len(parts) > 1 and len(parts[1].label) else None
 
 
-def _file(name: str, path: Path) -> pd.DataFrame | dict:
+def _file(name: str, path: Path, label: str | None) -> pd.DataFrame | dict:
     suffix = path.suffix.lower()
     if suffix not in FILES:
         raise ValueError(f"{name} = {str(path)!r} is no {' or '.join(FILES)} file; save it as one")
     if not path.is_file():
         raise FileNotFoundError(f"{name} = {str(path)!r} is not there; check the path")
     try:
-        return FILES[suffix](path)
+        return FILES[suffix](path, label)
     except Exception as error:  # what a damaged file raises depends on the damage
         why = f"cannot be read ({error}); save it anew, a .csv in UTF-8 with commas"
         if "pickle" in str(error):
@@ -128,17 +129,34 @@ def _file(name: str, path: Path) -> pd.DataFrame | dict:
         raise ValueError(f"{path} {why}") from error
 
 
-def _arrays(file: Mapping, end: str, label: str) -> Points | None:
+def _csv(path: Path, label: str | None) -> pd.DataFrame:
+    """Return a table with the names of its columns and its labels as they are written.
+
+    So 00123 and 123 are two classes, as 1.1 and 1.10 are. But 1.0 is 1, which pandas may write so,
+    and numbers have no spaces around them.
+    """
+    head = pd.read_csv(path, header=None, nrows=1, dtype=str).loc[0]
+    labels = [c for c in head.dropna() if (c.lower() in LABELS if label is None else c == label)]
+    frame = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(labels, str))
+    for column in set(labels) & set(frame):
+        frame[column] = frame[column].str.replace(NUMBER, r"\1", regex=True)
+    names = zip(head, frame, strict=True)  # pandas calls a second y y.1, and one without a name
+    return frame.set_axis([new if pd.isna(old) else old for old, new in names], axis=1)
+
+
+def _arrays(file: Mapping, end: str, label: str | None) -> Points | None:
     """Return the points of the arrays whose names have this ending; None if no test points."""
 
-    def first(*names):
-        found = [n + e for n in names for e in (end, end[:3]) if n + e in file]  # _te as well
-        if twice := [n for n in found if end and n[:-2] in found]:
-            raise ValueError(f"both {twice[0]} and {twice[0][:-2]} are there; leave out one")
+    def only(*names):
+        found = [n + e for n in names for e in dict.fromkeys((end, end[:3])) if n + e in file]
+        if len(found) > 1:
+            hint = f", or pass label={names[0]!r}" if len({n.lower() for n in found}) == 1 else ""
+            raise ValueError(f"both {found[0]} and {found[1]} are there; leave out one{hint}")
         return (found[0], np.atleast_1d(check.plain(found[0], file[found[0]]))) if found else None
 
-    X, y = first("embeddings", "X", "images"), first(label, *"Y"[: label == "y"])
-    names, images = first("names"), first("images")
+    names, images = only("names"), only("images")
+    X, y = only("embeddings", "X") or images, only(label) if label else only("y", "Y")
+    label = label or "y"
     if end and X is None and y is None:
         return None
     if X is None or y is None or len({len(x) for _, x in filter(None, (X, y, names, images))}) > 1:
@@ -163,8 +181,13 @@ def _table(frame: pd.DataFrame, label: str | None, name: str) -> Points:
     if twice := list(frame.columns[frame.columns.duplicated()]):
         raise ValueError(f"{name} has the column {twice[0]!r} twice; rename one of them")
     found = [c for c in frame if c.lower() in LABELS] if label is None else [label]
-    if len(found) != 1 or found[0] not in frame:
-        few = ", ".join(found if len(found) > 1 else list(frame)[:20])
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} has the columns {', '.join(found)}, and each can be the label; pass "
+            f"label={found[0]!r}, or another of them"
+        )
+    if not found or found[0] not in frame:
+        few = ", ".join(list(frame)[:20])
         if any(";" in column for column in frame):
             few += f"; {name} seems to be separated by semicolons; save it with commas"
         raise ValueError(f"label = {label!r} names no column of {name}; choose one of {few}")

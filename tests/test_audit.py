@@ -76,13 +76,15 @@ def test_eq_9_the_table_is_that_of_the_model_on_all_points(blobs, tmp_path):
     )
     model = Ridge(ntk(X), Y, 0.5)
     influence = model.influence(ntk(X, X_te), Y_te)
+    Q = np.linalg.inv(ntk(X) + 0.5 * np.eye(60))
+    tau = 0.25 * (model.rho**2).sum(axis=1) * (Q @ ntk(X) @ Q).diagonal()
     written = pd.read_csv(tmp_path / "points.csv", index_col="index").sort_index()
     for table in (result.table.sort_index(), written):
         assert list(table.label) == list(blobs["y"])
         assert list(table.source) == [f"row {i}" for i in range(60)]
         assert list(table.suggested) == [classes[k] for k in suggested(model)]
         expected = scores(model) | {
-            "leverage": model.h, "test influence": influence.exact.mean(axis=1)
+            "leverage": model.h, "test influence": influence.exact.mean(axis=1), "certificate": tau
         }  # fmt: skip
         for name, values in expected.items():
             np.testing.assert_allclose(
@@ -170,7 +172,9 @@ def test_many_points_take_the_packed_inverse(blobs, monkeypatch, tmp_path):
         packed = audit(blobs, lam=0.5, out=out, **QUIET)
         words = "three or four digits of the largest influence of a test point; small influences"
         assert words in report.render(packed) and words not in report.render(dense)
-        assert packed.model.K is None
+        assert packed.model.K is None and set(dense.table) - set(packed.table) == {"certificate"}
+        assert "points.csv</code> bounds" in report.render(dense)
+        assert "points.csv</code> bounds" not in report.render(packed)
         gap = (packed.table.sort_index().margin - dense.table.sort_index().margin).abs().max()
         assert gap < 1e-5
         pd.testing.assert_frame_equal(packed.suspects, dense.suspects, rtol=1e-3)
@@ -345,7 +349,12 @@ SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB
         (TABLE[:0], {}, "source has 0 points .*; add some"),
         (TABLE, {"test": TABLE[:0]}, "test has 0 points .*; add some"),
         (TABLE, {"test": TABLE, "clean": TABLE.drop(columns="y")}, "no column of clean; choose"),
-        (TABLE.assign(label=AB), {}, "label = None names no column of source; choose one of y, la"),
+        (TABLE.assign(label=AB), {}, "source has the columns y, label, .*; pass label='y'"),
+        (TABLE.assign(Y=AB), {}, "source has the columns y, Y, .*; pass label='y', or another"),
+        (SAME | {"Y": AB[::-1]}, {}, "both y and Y are there; leave out one, or pass label='y'"),
+        (SAME, {"test": SAME | {"Y": AB}}, "both y and Y are there"),
+        (SAME | {"X_test": POINTS, "y_test": AB, "Y_test": AB}, {}, "both y_test and Y_test are"),
+        (SAME | {"embeddings": POINTS}, {}, "both embeddings and X are there; leave out one"),
         (pd.DataFrame({"t": pd.to_datetime(["2020-01-01"] * 4), "y": AB}), {},
          "no column can be a feature, of t: add numbers; constants, dates, row numbers"),
         (TABLE.assign(x=0.1), {}, "no column can be a feature, of x: add numbers"),
@@ -547,6 +556,47 @@ def test_numbers_written_as_text_are_named(blobs, tmp_path, kind, count, cell, r
 def test_other_texts_stay_texts(blobs, kind, width):
     table = frame(blobs).assign(age=odd_cells(kind))
     assert audit(table, label="species", lam=0.5, **QUIET).train.X.shape[1] == width
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        (["00123", "0123", "123"], ["0123", "00123", "123"]), (["1.10", "1.1"], ["1.1", "1.10"]),
+        (["12E4", "120000"], ["120000", "12E4"]), (["1.0", "2.0"], ["1", "2"]),
+        (["10", "9"], ["9", "10"]), ([" 07", "7 "], ["07", "7"]),
+        (["+1", "-1"], ["-1", "+1"]), (["0.5", "1.0"], ["1", "0.5"]),
+        (["9007199254740993", "9007199254740992"], ["9007199254740992", "9007199254740993"]),
+    ],
+)  # fmt: skip
+def test_codes_of_classes_stay_as_they_are_written(cells, classes, tmp_path):
+    y = np.resize(cells, 6)
+    rows = [f"{x},{code}" for x, code in zip((1, 5, 2, 4, 3, 7), y, strict=True)]
+    for head, label in (("x,Class", None), ("x,species", "species")):
+        (tmp_path / "a.csv").write_text("\n".join([head, *rows]))
+        (tmp_path / "test.csv").write_text("\n".join([head, rows[0]]))
+        how = {"label": label, "lam": 1.0, **QUIET}
+        result = audit(tmp_path / "a.csv", test=tmp_path / "test.csv", **how)
+        assert set(result.classes) == set(classes) and len(result.tests) == 1
+        ends = {"1.0": "1", "2.0": "2"}
+        assert list(result.train.label) == [ends.get(code, code.strip()) for code in y]
+        kept = audit(tmp_path / "a.csv", classes=classes[:2], **how)
+        assert kept.classes == [name for name in result.classes if name in classes[:2]]
+
+
+def test_a_column_of_a_file_that_is_there_twice_is_named(tmp_path):
+    rows = "1,a,a\n5,b,b\n" * 3
+    (tmp_path / "a.csv").write_text("x,y,y\n" + rows)
+    with pytest.raises(ValueError, match="source has the column 'y' twice; rename one of them"):
+        audit(tmp_path / "a.csv", **QUIET)
+    (tmp_path / "a.csv").write_text("x,y,Y\n" + rows)
+    with pytest.raises(ValueError, match="source has the columns y, Y, and each .*label='y'"):
+        audit(tmp_path / "a.csv", **QUIET)
+    for label, other in (("y", "Y"), ("Y", "y")):
+        result = audit(tmp_path / "a.csv", label=label, lam=1.0, **QUIET)
+        assert list(result.train.show) == ["x", other]
+    arrays = SAME | {"Y": AB[[0, 0, 1, 1]]}
+    assert list(audit(arrays, label="Y", lam=1.0, **QUIET).train.label) == ["a", "a", "b", "b"]
+    assert list(audit(arrays, label="y", lam=1.0, **QUIET).train.label) == list(AB)
 
 
 def test_label_names_the_array_or_the_column(blobs, tmp_path):
