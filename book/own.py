@@ -213,9 +213,9 @@ def strips(results: list[dict], source: str) -> dict:
         for j in range(SHOWN):
             some = one["row"]["helpful"][j][:3] + one["row"]["harmful"][j][:2]
             pictures = np.concatenate([d.images_te[[j]], d.images[some]])
-            words = [f"{'+' if i < 3 else '−'} {name}" for i, name in enumerate(names[some])]
-            title = f"helped (+) and hurt (−): test photo of class {names_te[j]}"
-            rows[title + " " * len(rows)] = pictures, [names_te[j], *words]
+            did = ["tested", "helped", "helped", "helped", "hurt", "hurt"]
+            words = [f"{a}\n{b}" for a, b in zip(did, [names_te[j], *names[some]], strict=True)]
+            rows[f"a test photo of class {names_te[j]}" + " " * len(rows)] = pictures, words
     return rows
 
 

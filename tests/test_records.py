@@ -157,3 +157,30 @@ def test_recorded_claims_are_those_of_the_pages(request):
     for file in files:
         page = claims(collect(root / "book" / f"{file.stem}.ipynb"))
         assert claims(pd.read_csv(file).to_dict("records")) == page, file.name
+
+
+def test_readme_gives_the_figures_of_the_records(request):
+    root = request.config.rootpath
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    peers = pd.read_csv(root / RECORDS / "peers.csv")
+    own = peers.who.str.startswith("this library")
+    ours = peers[own].groupby("task").seconds.min()
+    times = peers[~own].assign(times=lambda one: one.seconds / one.task.map(ours))
+    lines = {
+        f"| {one.task} | {one.who} | {one.times:{'.0f' if one.times >= 10 else '.2g'}} |"
+        for one in times.itertuples()
+    }
+    head = "| task | tool | times the seconds of this library |"
+    listed = readme.split(head)[1].split("\n\n")[0].strip().splitlines()[1:]
+    assert set(listed) == lines
+
+    solvers = pd.read_csv(root / RECORDS / "solvers.csv")
+    solvers = solvers[solvers.network == "digits-3-8-m1000-lam1-seed0"]
+    module = solvers[solvers.solver == "lib"].iloc[0]
+    dattri = solvers[(solvers.solver == "dattri") & solvers.about.isna()]
+    dattri = dattri[dattri.knobs.fillna("").str.contains("max_iter=16")].iloc[0]
+    assert f"on {module.n:.0f} training and {module.t:.0f} test points" in readme
+    words = f"took {module.seconds:.1f} s, and dattri's conjugate gradients {dattri.seconds:.1f} s"
+    assert f"{words} to an error of {dattri.error:.0e}".replace("e-0", "e-") in readme
+    kernel = peers[peers.who == "NumPy, as written"].iloc[0]
+    assert kernel.seconds < ours[kernel.task] and kernel.error > 1e-9  # faster, and half the digits
