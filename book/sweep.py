@@ -143,6 +143,9 @@ def plan(settings: list[Setting], chapters: list[Path], work: Path, cifar10: str
                     for name, change in setting.change.items()
                     if name in known
                 }
+                pair = setting.change.get("datasets", "")
+                if "source" in known and pair.startswith("digits"):  # larger images take long there
+                    values["source"] = pair
                 if "datasets" in values:
                     values["datasets"] = re.sub("^cifar10:", f"{cifar10}:", values["datasets"])
                 if (values or not setting.change) and fit(setting, chapter, known, values):
@@ -157,7 +160,8 @@ def fit(setting: Setting, chapter: Path, known: dict, values: dict) -> bool:
     n = next((name for name in ("n_train", "n_points") if name in known), None)
     while n:
         asked = known | values
-        missing = lacks(asked["datasets"], asked[n], asked.get("n_test") or asked[n])
+        data = asked.get("datasets") or asked["source"]
+        missing = lacks(data, asked[n], asked.get("n_test") or asked[n])
         if not missing:
             return True
         if setting.group != "other classes" or asked[n] < 40:

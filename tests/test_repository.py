@@ -482,6 +482,10 @@ def test_sweep_plans_what_the_images_allow(tmp_path, capsys, no_network, monkeyp
         "seed + 100": {"seed": 105}, "n / 2": {"n_train": 60}, "2 n": {"n_train": 240},
         "λ = 10": {"lam": 10.0},
     }  # fmt: skip
+    write_notebook(tmp_path / "02-a.ipynb", PARAMETERS.replace("datasets", "source"))
+    found = {run.setting.name: run.values for run in plan(tmp_path, *names, "cifar10 cat/dog")}
+    assert found["digits 1/7"] == {"source": "digits:1/7"} and "as on the pages" in found
+    assert not {"mnist 1/7", "cifar10 cat/dog"} & set(found)
     told = capsys.readouterr().out
     assert "mnist 1/7: left out, " in told and "2 n, 02-a: left out, n_train = 640" in told
 
