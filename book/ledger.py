@@ -354,6 +354,7 @@ def matrix(sweep: pd.DataFrame, runs: pd.DataFrame) -> HTML:
     True
     """
     settings = runs[["group", "setting"]].drop_duplicates()
+    settings = pd.concat([part for _, part in settings.groupby("group", sort=False)])
     status = runs.set_index(["page", "setting"]).status
     groups = settings.groupby("group", sort=False).size().items()
     top = "".join(

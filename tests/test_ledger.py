@@ -256,3 +256,8 @@ def test_where_each_finding_holds_is_a_table_of_marks():
     assert first.count("<td") == 6
     assert "".join(f'<td class="{kind}">{mark}</td>' for kind, mark in marks) in first
     assert '<td class="some">1/2</td><td class="">·</td><td class="none">!</td>' in second
+    late = {"page": "03-c", "group": "other λ", "setting": "λ = 10", "status": "done"}
+    runs = pd.concat([runs, pd.DataFrame([late])])  # a group's column that comes after another's
+    groups, names, *_ = matrix(sweep.assign(**{"λ = 10": "1/1"}), runs).data.split("<tr>")[1:]
+    assert head(3, "other λ") + head(1, "other n") in groups
+    assert names.index("λ = 10") < names.index("2 n")
