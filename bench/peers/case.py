@@ -3,9 +3,9 @@
     echo '{"solver": "pydvl", "network": "FILE.npz", "knobs": {...}, ...}' | python case.py
 
 A case is a line of JSON, and so is its result: outcome, errors against the oracle, processor
-seconds and memory. The library of the first case is imported once, and each case runs in a fork, so
-that its memory is its own and whatever it does ends with it. This runs where the libraries of
-others are installed, and needs nothing of this project.
+seconds and memory. The library of the first case is imported once, and that time is not counted.
+Each case runs in a fork, so that its memory is its own and whatever it does ends with it. This runs
+where the libraries of others are installed, and needs nothing of this project.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+
+# torch.func loads these at its first call, and no method's time should have that in it
+import torch._decomp.decompositions_for_jvp  # noqa: E402
+import torch._dynamo  # noqa: E402, F401
 
 MARK = "result: "  # libraries print, too
 
