@@ -242,7 +242,7 @@ def tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
         if stopped:
             exceptions.append(page | {"kind": "claim", "where": stopped.pop("setting")} | stopped)
         for row in outcome["rows"]:
-            if "recorded: " in row["claim"]:
+            if "recorded" in row["claim"] + row["setting"]:
                 continue  # measured on other data, earlier
             key = (run.chapter.stem, row["item"], normal(row["claim"]))
             entry = found.setdefault(key, {

@@ -495,6 +495,8 @@ def test_sweep_records_what_holds_where_and_does_nothing_twice(tmp_path):
 claim("Thm 3", "a bound", f"{datasets}, λ = {lam:g}", 0.25 * lam, "< 1")
 for k in range(2):
     finding("Fig 5", f"group {k} leads", f"{datasets}, λ = {lam:g}", seed + k, "<= 5")
+finding("Fig 5", "recorded: group 3 leads", "mnist", 1, "== 1")
+finding("Fig 5", "group 4 leads", "recorded: mnist", 1, "== 1")
 assert n_train > 60"""
     write_notebook(tmp_path / "02-a.ipynb", PARAMETERS, body)
     runs = plan(tmp_path, "as on the pages", "seed + 100", "n / 2", "λ = 10")
