@@ -1,8 +1,8 @@
 """The book's Sphinx extension: sections that are closed, and pictures that load when they are seen.
 
-Sections named "How this was checked" are closed until a reader opens them. The heading stays, so
-that the table of contents leads to it. A link into such a section opens it, as browsers do for
-every `<details>`.
+Sections named "How this was checked", and those of modules, are closed until a reader opens them.
+The heading stays, so that the table of contents leads to it. A link into such a section opens it,
+as browsers do for every `<details>`.
 """
 
 import re
@@ -11,10 +11,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 TITLE = "How this was checked"
-OPEN = '<details class="fold"><summary>Show the checks, their controls and their code</summary>'
+CHECKS, MODULE = "Show the checks, their controls and their code", "Show its functions and classes"
 
 
 class Fold(SphinxTransform):
@@ -23,8 +24,16 @@ class Fold(SphinxTransform):
     def apply(self) -> None:
         for section in list(self.document.findall(nodes.section)):
             if section[0].astext() == TITLE:
-                section.insert(1, nodes.raw("", OPEN, format="html"))
-                section.append(nodes.raw("", "</details>", format="html"))
+                close(section, CHECKS)
+            elif any(isinstance(child, addnodes.desc) for child in section.children):
+                close(section, MODULE)
+
+
+def close(section: nodes.section, summary: str) -> None:
+    """Put what follows the heading of a section into `<details>`."""
+    start = f'<details class="fold"><summary>{summary}</summary>'
+    section.insert(1, nodes.raw("", start, format="html"))
+    section.append(nodes.raw("", "</details>", format="html"))
 
 
 def mend(app, page, template, context, doctree) -> None:

@@ -319,9 +319,10 @@ def table(found: list[dict]) -> HTML:
     """Return the rows of `collect` as a table to filter and to sort.
 
     Each item links to the line of checks that measured it, or where there is no such line to its
-    section. Rows that do not hold have the class `fails`.
+    section. Rows that do not hold have the class `fails`. An item or a setting that is that of the
+    row above is left out, and table.js puts it in: else the page would be too heavy.
     """
-    rows = []
+    rows, above = [], {}
     for one in found:
         cells = {name: _page(one[name]) for name in COLUMNS}
         page = Path(one["notebook"]).stem
@@ -329,9 +330,13 @@ def table(found: list[dict]) -> HTML:
         cells["item"] = f'<a href="{page}.html#{anchor}">{cells["item"]}</a>'
         cells["holds"] = "✓" if one["holds"] else "✗"
         start = "<tr" if one["holds"] else '<tr class="fails"'
-        data = _page(data_set(one["setting"]))
-        shown = "".join(f"<td>{cell}" for cell in cells.values())  # HTML needs no end tags here
-        rows.append(f'{start} data-data="{data}">{shown}')
+        same = {name for name in ("item", "setting") if cells[name] == above.get(name)}
+        data = "" if "setting" in same else f' data-data="{_page(data_set(one["setting"]))}"'
+        above = cells
+        shown = ("" if name in same else cell for name, cell in cells.items())
+        rows.append(
+            f"{start}{data}>{''.join(f'<td>{cell}' for cell in shown)}"
+        )  # no end tags needed
     script = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
     return HTML(
         '<div class="rows"><div class="scroll" tabindex="0"><table class="dataframe ledger">'

@@ -144,7 +144,9 @@ def plan(settings: list[Setting], chapters: list[Path], work: Path, cifar10: str
                     if name in known
                 }
                 pair = setting.change.get("datasets", "")
-                if "source" in known and pair.startswith("digits"):  # larger images take long there
+                if pair and "datasets" not in known:
+                    if "source" not in known or not pair.startswith("digits"):
+                        continue  # it keeps its own images, and larger ones take long there
                     values["source"] = pair
                 if "datasets" in values:
                     values["datasets"] = re.sub("^cifar10:", f"{cifar10}:", values["datasets"])
@@ -160,8 +162,8 @@ def fit(setting: Setting, chapter: Path, known: dict, values: dict) -> bool:
     n = next((name for name in ("n_train", "n_points") if name in known), None)
     while n:
         asked = known | values
-        data = asked.get("datasets") or asked["source"]
-        missing = lacks(data, asked[n], asked.get("n_test") or asked[n])
+        data = asked.get("datasets") or asked.get("source")
+        missing = data and lacks(data, asked[n], asked.get("n_test") or asked[n])
         if not missing:
             return True
         if setting.group != "other classes" or asked[n] < 40:
@@ -242,7 +244,7 @@ def tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
         if stopped:
             exceptions.append(page | {"kind": "claim", "where": stopped.pop("setting")} | stopped)
         for row in outcome["rows"]:
-            if "recorded" in row["claim"] + row["setting"]:
+            if "recorded: " in row["claim"] or "recorded" in row["setting"]:
                 continue  # measured on other data, earlier
             key = (run.chapter.stem, row["item"], normal(row["claim"]))
             entry = found.setdefault(key, {
@@ -271,15 +273,31 @@ def tables(runs: list[Run]) -> dict[str, pd.DataFrame]:
 
 
 def record(frames: dict[str, pd.DataFrame], records: Path) -> None:
-    """Write the records. Chapters that did not run keep the rows that they had."""
+    """Write the records. Chapters that did not run keep the rows that they had.
+
+    A sweep that lacks settings of what is recorded of its chapters changes nothing, and says so.
+    """
+
+    def pairs(runs: pd.DataFrame) -> set:
+        return set(zip(runs.page, runs.setting, strict=True))
+
+    there = {
+        name: pd.read_csv(records / f"{name}.csv", dtype=str, keep_default_na=False)
+        for name in frames if (records / f"{name}.csv").exists()
+    }  # fmt: skip
     ran = set(frames["sweep-runs"].page)
+    if "sweep-runs" in there:
+        runs = there["sweep-runs"]
+        lost = sorted(pairs(runs[runs.page.isin(ran)]) - pairs(frames["sweep-runs"]))
+        if lost:
+            print(f"nothing recorded: {len(lost)} runs of the record would be lost, as {lost[0]}")
+            return
     for name, frame in frames.items():
-        file = records / f"{name}.csv"
-        before = file.read_text(encoding="utf-8") if file.exists() else ""
-        if before:
-            kept = pd.read_csv(file, dtype=str, keep_default_na=False)
+        file, before = records / f"{name}.csv", ""
+        if name in there:
+            before, kept = file.read_text(encoding="utf-8"), there[name]
             frame = pd.concat([kept[~kept.page.isin(ran)], frame])
-            frame = frame.sort_values("page", kind="stable")
+        frame = frame.sort_values("page", kind="stable")
         if before != frame.to_csv(index=False):
             store(frame, file)
 

@@ -15,6 +15,14 @@ const told = {
   outcome: row => row.className ? "does not hold" : "holds",
   data: row => row.dataset.data,
 };
+rows.forEach((row, k) => {  // an empty item or setting is that of the row above
+  const above = rows[k - 1];
+  for (const name of ["item", "setting"]) {
+    const cell = row.cells[names.indexOf(name)];
+    if (!cell.hasChildNodes()) cell.append(...above.cells[cell.cellIndex].cloneNode(true).childNodes);
+  }
+  row.dataset.data ??= above.dataset.data;
+});
 const value = (row, name) => told[name]?.(row) ?? row.cells[names.indexOf(name)].textContent;
 const asked = new URLSearchParams(location.search);
 const count = make("span", { role: "status" });

@@ -60,9 +60,9 @@ def _not_numeric(name: str, kind: str) -> str:
 
 def finite(name: str, x) -> None:
     """Raise `ValueError` if `x` (array or tensor) holds NaN or infinity, naming the first."""
+    x = x.detach() if isinstance(x, torch.Tensor) else x
     with np.errstate(over="ignore", invalid="ignore"):
-        # one pass, no temporary; it may overflow, so look closer if it does
-        total = float((x.detach() if isinstance(x, torch.Tensor) else x).sum())
+        total = float(x.sum())  # one pass, no temporary; it may overflow, so look closer if it does
     if np.isfinite(total):
         return
     bad = np.argwhere(~np.isfinite(np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x)))

@@ -83,7 +83,7 @@ def _points(name: str, X, dtype: str, beside: torch.Tensor | None = None) -> tor
 
 
 def _products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """Return A Bᵀ; of A Aᵀ, NumPy computes one triangle only, and knows no gradients."""
+    """Return A Bᵀ. Of A Aᵀ NumPy computes one triangle only, but gradients do not pass it."""
     if A.device.type == "cpu" and not (A.requires_grad or B.requires_grad):
         return torch.from_numpy(A.numpy() @ B.numpy().T)
     return A @ B.T
@@ -97,10 +97,12 @@ def _angles(u: torch.Tensor, A: torch.Tensor, B: torch.Tensor, budget: int, own:
     """
     if own:
         u.fill_diagonal_(0)
-    # φ = arccos(−u); NaN where rounding takes u beyond ±1, until the chords replace it
-    phi = u.neg().acos_()
+    close = {}
     for i in (u.abs().amax(dim=1) > 1 - NEAR).nonzero().flatten().tolist():
-        near = (u[i].abs() > 1 - NEAR).nonzero().flatten()
+        close[i] = (u[i].abs() > 1 - NEAR).nonzero().flatten()
+        u[i, close[i]] = 0  # where arccos loses digits and its slope is infinite, until the chords
+    phi = u.neg().acos_()  # φ = arccos(−u)
+    for i, near in close.items():
         for j in near.split(max(1, budget // (2 * A.shape[1]))):
             u[i, j], phi[i, j] = _from_chords(A[i], B[j])
     return u, phi

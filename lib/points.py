@@ -15,7 +15,7 @@ from lib import check, data, packed
 
 LABELS = ("label", "target", "class", "y")  # label columns that need not be named
 FEW = 20  # values of a column of text, at most, that become indicators
-NUMBER = r"^\s*([-+]?[\d.]+?)(?:\.0)?\s*$"  # without spaces, and .0 of a whole one
+NUMBER = r"^\s*([-+]?\d+)\.0\s*$|^\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*$"  # no spaces, no .0
 CLEAR = 0.9  # share of numbers among the values of a column that is meant to be numbers
 FILES = {
     ".npz": lambda path, label: dict(np.load(path, allow_pickle=False)),
@@ -138,8 +138,11 @@ def _csv(path: Path, label: str | None) -> pd.DataFrame:
     head = pd.read_csv(path, header=None, nrows=1, dtype=str).loc[0]
     labels = [c for c in head.dropna() if (c.lower() in LABELS if label is None else c == label)]
     frame = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(labels, str))
+    # a class may be called NA or None
+    text = {"usecols": lambda name: name in labels, "keep_default_na": False, "na_values": [""]}
+    text = pd.read_csv(path, dtype=str, **text)
     for column in set(labels) & set(frame):
-        frame[column] = frame[column].str.replace(NUMBER, r"\1", regex=True)
+        frame[column] = text[column].str.replace(NUMBER, r"\1\2", regex=True)
     names = zip(head, frame, strict=True)  # pandas calls a second y y.1, and one without a name
     return frame.set_axis([new if pd.isna(old) else old for old, new in names], axis=1)
 

@@ -125,6 +125,12 @@ def test_symmetric_to_ten_digits_of_the_diagonal_whatever_is_beside_it():
         check.symmetric("K", K)
 
 
+def test_a_tensor_with_a_gradient_is_searched_for_nan():
+    x = torch.tensor([1.0, float("nan")], requires_grad=True)
+    with pytest.raises(ValueError, match="x has 1 value that is not finite, the first at index"):
+        check.finite("x", x)
+
+
 def test_semidefinite_but_for_a_tolerance():
     for lowest in (1.0, 0.0, -1e-12):
         check.semidefinite(lowest, 1e-12)

@@ -157,6 +157,8 @@ def test_rows_that_do_not_hold_are_marked(shown, monkeypatch, tmp_path):
     head, first, second = page.split("<tr")[1:]
     assert '<th scope="col">kind</th>' in head and "<td>finding" in first
     assert "fails" not in first and "✗" not in first
+    assert "<td>n = 2" in first and 'data-data="other"' in first and "Fig 5" in first
+    assert "n = 2" not in second and "data-data" not in second and "Fig 5" in second  # as above
     assert second.startswith(' class="fails"') and "<td>✗" in second
     assert 'class="fails"' in second and "<td>finding" in second
 

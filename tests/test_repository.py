@@ -483,9 +483,12 @@ def test_sweep_plans_what_the_images_allow(tmp_path, capsys, no_network, monkeyp
         "λ = 10": {"lam": 10.0},
     }  # fmt: skip
     write_notebook(tmp_path / "02-a.ipynb", PARAMETERS.replace("datasets", "source"))
-    found = {run.setting.name: run.values for run in plan(tmp_path, *names, "cifar10 cat/dog")}
-    assert found["digits 1/7"] == {"source": "digits:1/7"} and "as on the pages" in found
-    assert not {"mnist 1/7", "cifar10 cat/dog"} & set(found)
+    names += ("cifar10 cat/dog", "mnist 4/9, 2 n")  # whose images this chapter does not take
+    found = {run.setting.name: run.values for run in plan(tmp_path, *names)}
+    assert found["digits 1/7"] == {"source": "digits:1/7"} and "2 n" in found
+    assert not {"mnist 1/7", "cifar10 cat/dog", "mnist 4/9, 2 n"} & set(found)
+    write_notebook(tmp_path / "02-a.ipynb", "n_train = 120\nseed = 5")
+    assert {"seed + 100", "2 n"} < {run.setting.name for run in plan(tmp_path, *names)}
     told = capsys.readouterr().out
     assert "mnist 1/7: left out, " in told and "2 n, 02-a: left out, n_train = 640" in told
 
@@ -528,7 +531,12 @@ assert n_train > 60"""
     sweep.record(sweep.tables(runs), tmp_path)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     others = pd.DataFrame(
-        {"page": ["01-b", "03-c"], "message": ["", "a, b"], "seconds": ["1.0", "2"]}
+        {
+            "page": ["01-b", "03-c"],
+            "setting": "n / 2",
+            "message": ["", "a, b"],
+            "seconds": ["1.0", "2"],
+        }
     )
     sweep.record({name: others for name in frames}, tmp_path)  # on other chapters
     runs_kept = pd.read_csv(tmp_path / "sweep-runs.csv")
@@ -538,6 +546,8 @@ assert n_train > 60"""
         .dropna(axis=1, how="all")
         .equals(dates.set_axis(range(1, 5)).dropna(axis=1, how="all"))
     )
+    sweep.record(sweep.tables(runs[:2]), tmp_path)  # lacks two settings of the record
+    assert runs_kept.equals(pd.read_csv(tmp_path / "sweep-runs.csv"))
     sweep.record(sweep.tables(runs), tmp_path)
     assert runs_kept.equals(pd.read_csv(tmp_path / "sweep-runs.csv"))
     write_notebook(tmp_path / "02-a.ipynb", PARAMETERS, body + "\npass")

@@ -47,6 +47,7 @@ const report = () => document.fonts.ready.then(() => done({
   text: text(document.querySelector('main') ?? document.body),
   broken: [...document.images].filter(x => x.complete && !x.naturalWidth).map(x => x.src),
   width: document.documentElement.scrollWidth,
+  height: document.documentElement.scrollHeight,
   cut: [...document.querySelectorAll('div.math mjx-container')]
     .filter(x => x.scrollWidth > x.clientWidth + 1)
     .map(x => x.closest('div.math').textContent),
@@ -188,6 +189,11 @@ def on_a_phone(root, browser, pages) -> dict[str, dict]:
 def test_nothing_is_wider_than_a_phone(on_a_phone):
     widths = {name: page["width"] for name, page in on_a_phone.items()}
     assert not {name: width for name, width in widths.items() if width > PHONE[0]}
+
+
+def test_no_page_is_too_high_for_a_phone(on_a_phone):
+    heights = {name: page["height"] for name, page in on_a_phone.items() if "book/" in name[:5]}
+    assert heights and not {k: height for k, height in heights.items() if not 0 < height <= 12_000}
 
 
 def test_no_equation_is_cut(pages, on_a_phone):
