@@ -8,6 +8,7 @@ import pytest
 from docutils.core import publish_doctree
 from docutils.nodes import raw, section
 from PIL import Image
+from sphinx.addnodes import desc
 
 from book import extension
 
@@ -26,17 +27,24 @@ checks
 More
 ~~~~
 more checks
+
+A module
+--------
+text
 """
 
 
-def test_only_the_section_of_checks_is_closed_and_to_its_end():
+def test_sections_of_checks_and_of_modules_are_closed_and_to_their_end():
     document = publish_doctree(PAGE)
-    extension.Fold(document).apply()
     sections = {part[0].astext(): part for part in document.findall(section)}
-    closed = sections[extension.TITLE]
-    assert [part.astext() for part in (closed[1], closed[-1])] == [extension.OPEN, "</details>"]
-    assert closed[-2] is sections["More"]  # what is below it is inside
-    assert len(list(document.findall(raw))) == 2
+    sections["A module"] += desc()
+    extension.Fold(document).apply()
+    for name, summary in ((extension.TITLE, extension.CHECKS), ("A module", extension.MODULE)):
+        closed = sections[name]
+        first = f'<details class="fold"><summary>{summary}</summary>'
+        assert [part.astext() for part in (closed[1], closed[-1])] == [first, "</details>"]
+    assert sections[extension.TITLE][-2] is sections["More"]  # what is below it is inside
+    assert len(list(document.findall(raw))) == 4
 
 
 @pytest.fixture
