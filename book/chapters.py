@@ -268,6 +268,19 @@ def compare(old: Path, new: Path) -> None:
     sys.exit(differ > 0)
 
 
+def recorder(doc: str) -> argparse.ArgumentParser:
+    """The command line of a module that measures into WORK and writes tables to RECORDS.
+
+    >>> recorder("What it does.").parse_args(["work", "records"]).cifar10
+    'cifar10'
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("records", type=Path)
+    parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
+    return parser
+
+
 def store(frame: pd.DataFrame, file: Path, **how) -> None:
     """Write a record in one step, so that a run cut short leaves no half of it behind."""
     part = file.with_suffix(".part")

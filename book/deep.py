@@ -10,7 +10,6 @@ kinks-points.csv, a row for each removed point. Seconds are those of the process
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from book.chapters import provenance, store
+from book.chapters import provenance, recorder, store
 from book.scale import plain
 from lib import data
 from lib.deep import Deep, deep_ntk
@@ -405,11 +404,7 @@ NAMED = ["data", "seed", "kind", "width", "activation", "ridge", "steps"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
-    args = parser.parse_args()
+    args = recorder(__doc__).parse_args()
     record(args.work, args.records, args.cifar10)
 
 

@@ -10,7 +10,6 @@ tables go to RECORDS. Seconds are those of the processor, on one thread.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -353,11 +352,9 @@ def record(names: list[str], work: Path, records: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
-    args = parser.parse_args()
+    from book.chapters import recorder
+
+    args = recorder(__doc__).parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     record(["digits:all", "mnist:all", f"{args.cifar10}:all"], args.work, args.records)
 

@@ -10,7 +10,6 @@ RECORDS.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 import warnings
@@ -21,7 +20,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from book.chapters import draw, provenance, store
+from book.chapters import draw, provenance, recorder, store
 from book.scale import picture
 from lib import data
 from lib.journal import Journal
@@ -220,11 +219,7 @@ def strips(results: list[dict], source: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--cifar10", default="cifar10")
-    args = parser.parse_args()
+    args = recorder(__doc__).parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     header = {"format": "book.own 1", "data": args.cifar10, "n": N, "w": DECAY, "seed": SEED}
     header |= {"epochs": EPOCHS}

@@ -10,7 +10,6 @@ run that was cut short goes on; tables go to RECORDS.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from joblib import cpu_count, parallel_config
 from scipy.linalg import eigvalsh
 from tqdm import tqdm
 
-from book.chapters import provenance, store
+from book.chapters import provenance, recorder, store
 from book.measures import first_of_each_class, rms
 from lib import data
 from lib.descent import gradient_descent
@@ -304,11 +303,7 @@ def record(name: str, parts: list[pd.DataFrame], records: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("records", type=Path)
-    parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
-    args = parser.parse_args()
+    args = recorder(__doc__).parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     names = ["mnist:4/9", f"{args.cifar10}:airplane/automobile"]
     draws = [draw(name) for name in names]

@@ -11,7 +11,6 @@ date, processor and versions.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import json
@@ -30,7 +29,16 @@ import nbformat
 import pandas as pd
 
 from book import ledger
-from book.chapters import ONE_THREAD, ROOT, TOOLS, parameters, provenance, side_by_side, store
+from book.chapters import (
+    ONE_THREAD,
+    ROOT,
+    TOOLS,
+    parameters,
+    provenance,
+    recorder,
+    side_by_side,
+    store,
+)
 from book.measures import load_all
 from book.run import end_with_parent, locked
 
@@ -303,11 +311,8 @@ def record(frames: dict[str, pd.DataFrame], records: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
-    parser.add_argument("records", type=Path)
+    parser = recorder(__doc__)
     parser.add_argument("chapters", type=Path, nargs="+")
-    parser.add_argument("--cifar10", default="cifar10", help="name of the data set or its folder")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--settings", default="", help="only those whose name matches this pattern")
     args = parser.parse_args()

@@ -138,11 +138,11 @@ def _csv(path: Path, label: str | None) -> pd.DataFrame:
     head = pd.read_csv(path, header=None, nrows=1, dtype=str).loc[0]
     labels = [c for c in head.dropna() if (c.lower() in LABELS if label is None else c == label)]
     frame = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(labels, str))
-    # a class may be called NA or None
-    text = {"usecols": lambda name: name in labels, "keep_default_na": False, "na_values": [""]}
-    text = pd.read_csv(path, dtype=str, **text)
+    as_written = pd.read_csv(  # a class may be called NA or None
+        path, usecols=lambda name: name in labels, dtype=str, keep_default_na=False, na_values=[""]
+    )
     for column in set(labels) & set(frame):
-        frame[column] = text[column].str.replace(NUMBER, r"\1\2", regex=True)
+        frame[column] = as_written[column].str.replace(NUMBER, r"\1\2", regex=True)
     names = zip(head, frame, strict=True)  # pandas calls a second y y.1, and one without a name
     return frame.set_axis([new if pd.isna(old) else old for old, new in names], axis=1)
 
