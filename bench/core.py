@@ -3,7 +3,7 @@
 Ratios come from runs of both sides in turn, the fastest of each. Where other programs compete for
 the cores, OMP_NUM_THREADS=1 keeps the threads of one side from waiting for each other.
 
-All pairs against the two LAPACK calls alone: α = Qk adds a tenth of their operations. On two idle
+All pairs against the two LAPACK calls alone: α = Qk adds a fifth of their operations. On two idle
 cores of an AMD EPYC (2026-11-26) the ratio is 1.42, not 1.2. Of that α is .17, the Lanczos steps
 that refuse an indefinite K are .12, the check of the input is .03, and copying K, mirroring Q and
 two passes over the pairs are the rest. Without the Lanczos steps a K that is no kernel would give
