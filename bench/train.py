@@ -8,6 +8,7 @@ weights in float32, and as `lib` has it, on pre-activations. Meant for an idle m
 
     python -m bench.train                  m = 10,000 and 80,000, digits (even against odd)
     python -m bench.train mnist:4/9        the same on other images that were recorded
+    python -m bench.train SPEC --record    and its figures go to book/records/train.csv
     python -m bench.train --wide 1000000   one training of that width: its seconds and peak memory
 """
 
@@ -23,6 +24,7 @@ import pandas as pd
 import torch
 
 from bench.common import seconds, table
+from book.chapters import provenance, store
 from lib import data
 from lib.descent import gradient_descent
 from lib.kernel import ntk
@@ -32,7 +34,8 @@ from lib.problem import Problem
 
 N, T, LAM, KAPPA = 1000, 100, 1.0, 0.1
 SPEC = "digits:0+2+4+6+8/1+3+5+7+9"
-COUNTS = Path(__file__).parents[1] / "book" / "records" / "settling.csv"
+RECORDS = Path(__file__).parents[1] / "book" / "records"
+COUNTS = RECORDS / "settling.csv"
 
 
 def problem(spec: str, m: int) -> Problem:
@@ -134,6 +137,17 @@ def figures(spec: str):
             yield f"{how} on {where}, {count} steps / Newton", count * one / cold, ">=", goal
 
 
+def record(spec: str, rows: list[tuple]) -> None:
+    """Put the figures of one data set into the record, in place of those that it had."""
+    file = RECORDS / "train.csv"
+    d = data.load(spec, n_train=N, n_test=T, seed=0)
+    setting = {"data": d.label, "n": N, "lam": LAM, "kappa": KAPPA}
+    new = pd.DataFrame(rows, columns=["figure", "measured", "sign", "goal"])
+    new = new.assign(**setting, threads=torch.get_num_threads(), **provenance())
+    old = pd.read_csv(file) if file.is_file() else new[:0]
+    store(pd.concat([old[old.data != d.label], new]), file, float_format="%.4g")
+
+
 if __name__ == "__main__":
     if "--retraining" in sys.argv:
         retraining(sys.argv[2], int(sys.argv[3]))
@@ -141,4 +155,9 @@ if __name__ == "__main__":
         done = newton(problem(SPEC, int(sys.argv[2])))
         print(f"m = {done.problem.m:,}: {done.seconds:.0f} s, {peak():.1f} GB, {done.change:.1e}")
     else:
-        sys.exit(table(figures(sys.argv[1] if len(sys.argv) > 1 else SPEC)))
+        spec = next((word for word in sys.argv[1:] if not word.startswith("--")), SPEC)
+        rows = []
+        failed = table(rows.append(row) or row for row in figures(spec))
+        if "--record" in sys.argv:
+            record(spec, rows)
+        sys.exit(failed)
