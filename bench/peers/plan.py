@@ -47,11 +47,13 @@ NETWORKS = (
     Network("digits:all", 0, 1.0),
     Network("digits:3/8", 32, 1.0, kappa=1.0),
 )
-MORE = (  # a weaker ridge, a wider network, and other seeds of the main one
+WIDE, MNIST = Network("digits:3/8", 10_000, 0.1), Network("mnist:4/9", 1000, 1.0)
+MORE = (  # a weaker ridge, a wider network, other seeds of the main one, and other images
     Network("digits:3/8", 1000, 0.1),
-    Network("digits:3/8", 10_000, 0.1),
+    WIDE,
     Network("digits:3/8", 1000, 1.0, seed=1),
     Network("digits:3/8", 1000, 1.0, seed=2),
+    MNIST,
 )
 
 
@@ -185,7 +187,7 @@ def cases(network: Network) -> list[Case]:
         return [*DEFAULTS, *DIRECT, *TRAK[:2]]
     if network.lam < 1:
         return [*FEW, *[c for c in DEFAULTS if c.solver == "kronfluence"]]
-    if network.seed:
+    if network != MAIN:
         return [*FEW, *[c for c in DEFAULTS if c.solver in ("kronfluence", "curvlinops")]]
     return [*SWEEPS, *DAMPING, *BATCH, *TRAK, *DEFAULTS]
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, hessian, vmap
 
-from bench.peers.case import resident
 from bench.peers.plan import HIDDEN, N, Network, T
+from bench.peers.side import measured
 from lib import data
 from lib.ihvp import ihvp
 from lib.influence import Influence
@@ -152,14 +152,6 @@ def oracle(model: nn.Module, loss, train, test, lam: float) -> dict:
     twice = influence(model, loss, train, test, 2 * lam)
     return {"ihvp": one.ihvp, "h": one.h, "twice": twice.ihvp, "h twice": twice.h,
             "newton": one.newton, "dual seconds": seconds, "dual memory": memory}  # fmt: skip
-
-
-def measured(call) -> tuple:
-    """The result of a call, its processor seconds and the memory that it needed, in MB."""
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins at what is resident
-    before, began = resident("VmRSS"), process_time()
-    result = call()
-    return result, process_time() - began, max(0, resident("VmHWM") - before) / 1e6
 
 
 def softmax(network: Network) -> dict:
