@@ -31,8 +31,8 @@ import torch  # noqa: E402
 # torch.func loads these at its first call, and no method's time should have that in it
 import torch._decomp.decompositions_for_jvp  # noqa: E402
 import torch._dynamo  # noqa: E402, F401
-
 from side import MARK, resident  # noqa: E402
+
 
 def errors(S: np.ndarray, exact: np.ndarray, actual: np.ndarray) -> dict:
     """Relative rms errors and correlations of scores S against both oracles.

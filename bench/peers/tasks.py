@@ -150,7 +150,7 @@ def loo(work: Path, python: str):
 
 
 def ihvps(solvers: pd.DataFrame):
-    """From the rows of `solvers.csv`: the fastest setting of each library with an error below 1 %."""
+    """Of the rows of `solvers.csv`: the fastest setting of each library with an error below 1 %."""
     good = solvers[(solvers.outcome == "ok") & (solvers.error < 0.01) & solvers.unit]
     own = {"lib.ihvp": ("Eq 1", "ihvp(trained, y_te)"),
            "lib": ("any module", "torch_influence.influence(model, loss, …)")}  # fmt: skip
@@ -206,7 +206,9 @@ def retraining(work: Path, python: str):
     task, reference = f"one retraining, m = {network.width}", "descent, rms change of a prediction"
     ours = lambda these: np.array([newton(p, start=begin, remove=i).f_te for i in these])  # noqa: E731
     plain = lambda these: np.array([loop(i) for i in these])  # noqa: E731
-    knobs = f"lr={1 / L:.2g}, momentum={how['momentum']:.2g}, nesterov; until 10 steps change < 1e-3"
+    knobs = (
+        f"lr={1 / L:.2g}, momentum={how['momentum']:.2g}, nesterov; until 10 steps change < 1e-3"
+    )
     for who, of, call, words in (
         ("this library, Newton", OURS, ours, "newton(problem, start, remove)"),
         ("torch, SGD with momentum", "torch", plain, knobs),
