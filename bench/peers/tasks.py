@@ -153,7 +153,7 @@ def ihvps(solvers: pd.DataFrame):
     """Of the rows of `solvers.csv`: the fastest setting of each library with an error below 1 %."""
     good = solvers[(solvers.outcome == "ok") & (solvers.error < 0.01) & solvers.unit]
     own = {"lib.ihvp": ("Eq 1", "ihvp(trained, y_te)"),
-           "lib": ("any module", "torch_influence.influence(model, loss, …)")}  # fmt: skip
+           "lib": ("any module", "influence(model, loss, …, memory=6e9)")}  # fmt: skip
     for network in (plan.MAIN, plan.WIDE, plan.MNIST):
         part = good[good.network == network.name].sort_values("seconds")
         images = "" if network.source == plan.MAIN.source else f", {network.source}"
