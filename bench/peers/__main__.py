@@ -26,6 +26,7 @@ from lib import data
 from lib.journal import Journal
 
 HEADER = {"format": "bench.peers 1"}
+LAST = ["date", "machine", "versions"]  # columns of a record
 
 
 def ask(python: str, lines: list[dict], script: str = "case.py"):
@@ -162,7 +163,8 @@ def merged(results: list[dict], record: Path):
     names = [network.name for network in plan.NETWORKS + plan.MORE]
     frame = pd.concat(parts).fillna({"knobs": "", "about": "", "version": ""})
     frame = frame[frame.network.isin(names)]
-    return frame.sort_values("network", key=lambda one: one.map(names.index), kind="stable")
+    frame = frame.sort_values("network", key=lambda one: one.map(names.index), kind="stable")
+    return frame[[k for k in frame if k not in LAST] + [k for k in LAST if k in frame]]
 
 
 def main() -> None:
