@@ -76,7 +76,7 @@ def solvers(networks, work: Path, python: str, limit: float):
                 try:
                     data.load(network.source, n_train=plan.N, n_test=plan.T)
                 except OSError as error:
-                    print(f"{network.name} is left out: {error}", flush=True)
+                    print(f"{network.name} is left out: {str(error).splitlines()[0]}", flush=True)
                     continue
                 prepare(network, work)
             if (network.name, "dual", "lib", "") not in done:
