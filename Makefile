@@ -161,7 +161,8 @@ $(VENV)/.labels: $(READY)
 own: $(READY)
 	@exec env $(ONE_THREAD) $(BIN)/python -m book.own _build/own book/records --cifar10 $(call quote,CIFAR10)
 
-# goes on where it was cut short; neural-tangents wants a jax and a numpy of its own
+# goes on where it was cut short; neural-tangents wants a jax and a numpy of its own; without MNIST
+# its network is left out, and its rows stay
 PEERS := _build/peers
 peers: $(PEERS)/.ready
 	@exec env $(ONE_THREAD) $(BIN)/python -m bench.peers $(PEERS)/work book/records \

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 import torch
 
 from bench.peers import __main__ as runner
-from bench.peers import case, plan, prepare, solvers, tasks
+from bench.peers import case, plan, prepare, side, solvers, tasks
 from bench.peers.plan import Network
+from lib.dynamics import Flow
 from lib.ihvp import ihvp
+from lib.kernel import ntk
+from lib.newton import newton
+from lib.problem import Problem
 
 SMALL = Network("digits:3/8", 60, 1.0, kappa=1.0)
 
@@ -151,7 +156,170 @@ def test_off_kinks_changes_little_and_keeps_sides():
 
 
 def test_ihvp_of_the_trained_state_is_what_the_tasks_time():
-    assert prepare.ihvp is ihvp and tasks.row("a", "b", 1.0, 0.0, "c")["outcome"] == "ok"
+    assert prepare.ihvp is ihvp and prepare.measured is side.measured
+    assert tasks.fastest is side.fastest
+
+
+def test_measured_counts_what_a_call_adds_even_where_the_heap_has_room():
+    room = [np.ones(1000) for _ in range(20_000)]  # 160 MB in small pieces, freed before the call
+    del room
+    _, seconds, memory = side.measured(lambda: [np.ones(1000) for _ in range(10_000)])
+    assert 70 < memory < 120 and 0 < seconds < 5
+    assert side.measured(lambda: None)[2] < 5
+
+
+def test_a_row_has_all_that_it_must_have():
+    cost = {"seconds": 1.0, "memory": 2.0}
+    one = tasks.row("a", "b", "numpy", "c", cost, 0.0, "d")
+    assert one["version"] == f"numpy {np.__version__}" and one["outcome"] == "ok"
+    assert tasks.row("a", "b", "", "c", cost | {"version": "x 1"}, 0.0, "d")["version"] == "x 1"
+    lost = {
+        "version": "x 1",
+        "outcome": "ValueError: no",
+    }  # a library that has failed is a row, too
+    one = tasks.row("a", "b", "", "c", tasks.scaled(lost, 2.0), tasks.gap(None, 1.0), "d")
+    assert one["outcome"] == "ValueError: no" and np.isnan(one["error"])
+    assert tasks.scaled(cost, 3.0) == {"seconds": 3.0, "memory": 2.0}
+
+
+def test_eq_4_in_extended_precision_is_what_the_kernel_gives_and_float64_as_written_does_not():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((6, 9))
+    X[1] = X[0] + 1e-5 * X[2]  # close to another
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    wanted = tasks.extended(X)
+    assert wanted.dtype == np.longdouble and (np.diag(wanted) == 0.5).all()
+    assert np.abs(ntk(X) - wanted).max() < 1e-13
+    u = np.clip(X @ X.T, -1, 1)
+    assert np.abs(u * (np.pi - np.arccos(u)) / (2 * np.pi) - wanted).max() > 1e-13
+
+
+@pytest.fixture
+def start():
+    """A problem, its trained network, and what the loop of others is given of them."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((12, 5))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    p = Problem(X, np.sign(rng.standard_normal(12)), X[:3], lam=0.5, m=2000, kappa=1.0, seed=0)
+    begin = newton(p)
+    rate = 1 / (float(np.linalg.eigvalsh(ntk(X))[-1]) + p.lam)
+    W0, a = prepare.initialise(5, p.m, p.kappa, 0)
+    W = W0 + X.T @ (begin.C.double().numpy() * p.a.numpy()[:, None]).T
+    return p, begin, {
+        "W0": W0.T, "W": W.T, "s": a / p.m**0.5, "X": X, "Y": p.Y, "X_te": X[:3], "lam": p.lam,
+        "rate": rate, "momentum": 0.5, "points": np.array([0, 7]), "seed": 0,
+    }  # fmt: skip
+
+
+def test_retraining_by_dattri_around_the_plain_loop_is_newton_without_the_point(monkeypatch, start):
+    p, begin, inputs = start
+    asked = []
+
+    def retrain_loo(train_func, dataloader, path, indices=None, seed=None, **kwargs):
+        # as its documentation says: a loader without the point, and a file for each
+        for i in indices:
+            asked.append(i)
+            kept = [k for k in range(len(dataloader.dataset)) if k != i]
+            part = torch.utils.data.Subset(dataloader.dataset, kept)
+            batches = torch.utils.data.DataLoader(part, batch_size=dataloader.batch_size)
+            (Path(path) / f"index_{i}").mkdir()
+            file = Path(path) / f"index_{i}" / "model_weights.pt"
+            torch.save(train_func(batches, seed=seed, **kwargs), file)
+
+    for name in ("dattri", "dattri.model_util", "dattri.model_util.retrain"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["dattri.model_util.retrain"].retrain_loo = retrain_loo
+    found, cost = side.dattri(inputs)
+    wanted = np.array([newton(p, start=begin, remove=i).f_te for i in (0, 7)])
+    assert np.abs(found - wanted).max() < 5e-3 < np.abs(begin.f_te - wanted).max()
+    assert set(asked) == {0, 7} and cost["seconds"] > 0 <= cost["memory"]
+
+
+def test_flow_of_neural_tangents_has_our_ridge_and_our_time(monkeypatch):
+    """By the formula of its documentation, in which the loss is a mean over the points."""
+    rng = np.random.default_rng(2)
+    X = rng.standard_normal((9, 4))
+    K = ntk(X / np.linalg.norm(X, axis=1, keepdims=True))
+    Y = np.sign(rng.standard_normal(9))
+
+    def gradient_descent_mse(K, y, learning_rate=1.0, diag_reg=0.0, diag_reg_absolute_scale=False):
+        assert diag_reg_absolute_scale
+        a, V = np.linalg.eigh(K + diag_reg * np.eye(len(K)))
+
+        def predict(t, fx_train_0, fx_test_0, k_test_train):
+            learnt = -np.expm1(-a * t / y.size) / a
+            return fx_test_0 + k_test_train @ ((V * learnt) @ (V.T @ y))
+
+        return predict
+
+    for name in ("jax", "neural_tangents", "neural_tangents.experimental"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["jax"].config = types.SimpleNamespace(update=lambda *how: None)
+    sys.modules["neural_tangents"].predict = types.SimpleNamespace(
+        gradient_descent_mse=gradient_descent_mse
+    )
+    points = np.array([0, 4, 8])
+    found, _ = side.gradient_flow({"K": K, "Y": Y, "lam": 0.1, "t": 1.5, "points": points})
+    assert np.abs(found - Flow(K, Y, 0.1).rho(1.5)[points]).max() < 1e-12
+    assert np.abs(found - Flow(K, Y, 0.2).rho(1.5)[points]).max() > 1e-3
+
+
+def test_last_column_goes_where_a_bias_is_looked_for_and_comes_back():
+    seen = []
+
+    def solve(v):
+        seen.append(v)
+        return {"hidden": 2 * v}
+
+    found = solvers.last_column(solve, 2)(torch.arange(6.0)[None])
+    assert seen[0].tolist() == [
+        [0, 1, 3, 4, 2, 5]
+    ]  # rows (0, 1) and (3, 4), then the column (2, 5)
+    assert found["hidden"].tolist() == [[0, 2, 4, 6, 8, 10]]
+
+
+def rows_of(network, **rest):
+    return {"network": network, "method": "dual", "knobs": "", "about": "", "version": ""} | rest
+
+
+def test_images_that_are_not_at_hand_are_left_out_and_their_rows_are_kept(
+    monkeypatch, capsys, tmp_path
+):
+    def load(name, **how):
+        raise OSError(f"{name} is not below /nowhere\nand more")
+
+    monkeypatch.setattr(runner.data, "load", load)
+    assert list(runner.solvers([plan.MNIST], tmp_path, "no python", 1e9)) == []
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"{plan.MNIST.name} is left out: mnist:4/9 is not below /nowhere"
+
+    record = tmp_path / "solvers.csv"
+    rows = [rows_of(plan.MNIST.name, error=1.0), rows_of(plan.MAIN.name, error=2.0),
+            rows_of("no longer planned", error=3.0)]  # fmt: skip
+    pd.DataFrame(rows).assign(date="then", machine="there", versions="old").to_csv(record)
+    found = runner.merged([rows_of(plan.MAIN.name, error=4.0)], record)
+    assert found.network.tolist() == [plan.MAIN.name, plan.MNIST.name]  # in the order of the plan
+    assert found.error.tolist() == [4.0, 1.0] and found.knobs.tolist() == ["", ""]
+    assert found.date.iloc[1] == "then" != found.date.iloc[0]
+
+
+def test_record_has_version_knobs_seed_error_time_and_memory_of_each_row(request):
+    record = pd.read_csv(request.config.rootpath / "book/records/peers.csv")
+    needed = ["task", "who", "version", "knobs", "seed", "seconds", "memory", "error", "reference"]
+    assert not record[needed].isna().to_numpy().any()
+    assert (record.outcome == "ok").all() and (record[["seconds", "memory"]] > 0).all(axis=None)
+    assert not record.duplicated(["task", "who"]).any()
+    parts = dict(list(record.groupby("task")))
+    assert {"dattri, retrain_loo"} < set(parts["one retraining, m = 1000"].who)
+    along = parts["leave-one-out at a moment of training, n = 300"]
+    assert along.who.str.startswith("neural-tangents").sum() == 1 and (along.error < 1e-10).all()
+    exact = record[record.task.str.contains("leave-one-out|influence of all")]
+    assert (exact.error < 1e-10).all()
+    solvers = pd.read_csv(request.config.rootpath / "book/records/solvers.csv")
+    ihvp = record[record.task.str.startswith("IHVP") & ~record.who.str.startswith("this library")]
+    for one in ihvp.itertuples():  # as they are there
+        there = solvers[(solvers.knobs == one.knobs) & (solvers.seconds == one.seconds)]
+        assert (there.memory == one.memory).any() and (there.error == one.error).any(), one
 
 
 def test_readme_says_what_the_record_says(request):

@@ -183,4 +183,6 @@ def test_readme_gives_the_figures_of_the_records(request):
     words = f"took {module.seconds:.1f} s, and dattri's conjugate gradients {dattri.seconds:.1f} s"
     assert f"{words} to an error of {dattri.error:.0e}".replace("e-0", "e-") in readme
     kernel = peers[peers.who == "NumPy, as written"].iloc[0]
-    assert kernel.seconds < ours[kernel.task] and kernel.error > 1e-9  # faster, and half the digits
+    assert kernel.error > 1e-9  # half the digits
+    faster = times[times.times < 1].who.tolist()
+    assert faster == ["NumPy, as written"] * ("Plain NumPy is faster for the kernel" in readme)

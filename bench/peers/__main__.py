@@ -4,7 +4,8 @@ python -m bench.peers WORK RECORDS --peers PYTHON [--jax PYTHON] [--more] [--onl
 
 PYTHON is that of the peers' environment, that of --jax is of neural-tangents'; `make peers`
 makes both. Results are kept in WORK as they come, so that a run that was cut short goes on. The
-records are written after each network; --more measures further seeds.
+records are written after each network, and keep what they have of networks that were not measured;
+--more measures further seeds, and images. Images that are not at hand are left out.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from tqdm import tqdm
 
 from bench.peers import plan
 from bench.peers.side import MARK
+from lib import data
 from lib.journal import Journal
 
 HEADER = {"format": "bench.peers 1"}
+LAST = ["date", "machine", "versions"]  # columns of a record
 
 
 def ask(python: str, lines: list[dict], script: str = "case.py"):
@@ -61,6 +64,8 @@ def words(knobs: dict) -> str:
 
 def solvers(networks, work: Path, python: str, limit: float):
     """Measure what is not in the journal yet, until `limit`; yield all rows after each network."""
+    from book.chapters import provenance
+
     with Journal(work / "solvers.jsonl", HEADER) as journal:
         done = {(r["network"], r["method"], r["solver"], r["knobs"]) for r in journal.results}
         for network in networks:
@@ -68,10 +73,15 @@ def solvers(networks, work: Path, python: str, limit: float):
             if not file.is_file():
                 from bench.peers.prepare import prepare
 
+                try:
+                    data.load(network.source, n_train=plan.N, n_test=plan.T)
+                except OSError as error:
+                    print(f"{network.name} is left out: {str(error).splitlines()[0]}", flush=True)
+                    continue
                 prepare(network, work)
             if (network.name, "dual", "lib", "") not in done:
                 for row in exact(file):
-                    journal.append(about(network, file) | row)
+                    journal.append(about(network, file) | row | provenance())
             todo = [
                 case for case in plan.cases(network)
                 if (network.name, case.method, case.solver, words(case.knobs)) not in done
@@ -92,7 +102,7 @@ def solvers(networks, work: Path, python: str, limit: float):
                         journal.append(about(network, file) | {
                             "method": case.method, "solver": case.solver,
                             "knobs": words(case.knobs), "default": case.default,
-                            "unit": case.unit, "about": case.about, **found,
+                            "unit": case.unit, "about": case.about, **found, **provenance(),
                         })  # fmt: skip
                         bar.update()
                         if monotonic() > limit:
@@ -134,6 +144,29 @@ def exact(file: Path) -> list[dict]:
     ]  # fmt: skip
 
 
+def dated(rows: list[dict]) -> list[dict]:
+    """The rows with date, machine and versions of this run, where they have none of their own."""
+    from book.chapters import provenance
+
+    now = provenance()
+    return [row | (now | row) for row in rows]
+
+
+def merged(results: list[dict], record: Path):
+    """What was measured, and what the record has of networks of which nothing was, as a frame."""
+    import pandas as pd
+
+    parts = [pd.DataFrame(dated(results))] if results else []
+    if record.is_file():
+        kept = pd.read_csv(record)
+        parts.append(kept[~kept.network.isin({row["network"] for row in results})])
+    names = [network.name for network in plan.NETWORKS + plan.MORE]
+    frame = pd.concat(parts).fillna({"knobs": "", "about": "", "version": ""})
+    frame = frame[frame.network.isin(names)]
+    frame = frame.sort_values("network", key=lambda one: one.map(names.index), kind="stable")
+    return frame[[k for k in frame if k not in LAST] + [k for k in LAST if k in frame]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
@@ -149,18 +182,20 @@ def main() -> None:
 
     import pandas as pd
 
-    from book.chapters import provenance, store
+    from book.chapters import store
 
+    record = args.records / "solvers.csv"
     if args.only != "tasks":
         networks = plan.NETWORKS + (plan.MORE if args.more else ())
         networks = [network for network in networks if args.network in network.name]
         for rows in solvers(networks, args.work, args.peers, monotonic() + args.limit):
-            frame = pd.DataFrame(rows).assign(**provenance())
-            store(frame, args.records / "solvers.csv", float_format="%.5g")
+            store(merged(rows, record), record, float_format="%.5g")
     if args.only != "solvers":
         from bench.peers.tasks import tasks
 
-        frame = pd.DataFrame(tasks(args.work, args.peers, args.jax)).assign(**provenance())
+        with Journal(args.work / "solvers.jsonl", HEADER) as journal:
+            rows = merged(journal.results, record)
+        frame = pd.DataFrame(dated(tasks(args.work, args.peers, args.jax, rows)))
         store(frame, args.records / "peers.csv", float_format="%.5g")
 
 

@@ -31,14 +31,7 @@ import torch  # noqa: E402
 # torch.func loads these at its first call, and no method's time should have that in it
 import torch._decomp.decompositions_for_jvp  # noqa: E402
 import torch._dynamo  # noqa: E402, F401
-
-MARK = "result: "  # libraries print, too
-
-
-def resident(what: str) -> int:
-    """VmRSS or VmHWM of this process in bytes (Linux)."""
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(what))
+from side import MARK, resident  # noqa: E402
 
 
 def errors(S: np.ndarray, exact: np.ndarray, actual: np.ndarray) -> dict:

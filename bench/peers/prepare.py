@@ -6,16 +6,21 @@ the actual influence by retraining. So what reads it needs NumPy alone.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from time import process_time
 
 import numpy as np
 import torch
+
+# torch.func loads these at its first call, and our time should not have that in it either
+import torch._decomp.decompositions_for_jvp
+import torch._dynamo
 from torch import nn
 from torch.func import functional_call, grad, hessian, vmap
 
-from bench.peers.case import resident
-from bench.peers.plan import HIDDEN, N, Network, T
+from bench.peers.plan import HIDDEN, MEMORY, N, Network, T
+from bench.peers.side import measured
 from lib import data
 from lib.ihvp import ihvp
 from lib.influence import Influence
@@ -148,18 +153,11 @@ def descend(model: nn.Module, X, Y, lam: float) -> list[np.ndarray]:
 def oracle(model: nn.Module, loss, train, test, lam: float) -> dict:
     """The exact IHVP by the dual solution, its cost, and the leverages, at λ and at 2λ."""
     model = model.double().eval()
-    one, seconds, memory = measured(lambda: influence(model, loss, train, test, lam))
-    twice = influence(model, loss, train, test, 2 * lam)
+    exact = partial(influence, model, loss, train, test, memory=MEMORY)  # the room that all have
+    one, seconds, memory = measured(lambda: exact(lam=lam))
+    twice = exact(lam=2 * lam)
     return {"ihvp": one.ihvp, "h": one.h, "twice": twice.ihvp, "h twice": twice.h,
             "newton": one.newton, "dual seconds": seconds, "dual memory": memory}  # fmt: skip
-
-
-def measured(call) -> tuple:
-    """The result of a call, its processor seconds and the memory that it needed, in MB."""
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins at what is resident
-    before, began = resident("VmRSS"), process_time()
-    result = call()
-    return result, process_time() - began, max(0, resident("VmHWM") - before) / 1e6
 
 
 def softmax(network: Network) -> dict:

@@ -82,8 +82,13 @@ class Case:
 # --- pyDVL ----------------------------------------------------------------------------------------
 
 
-def pydvl(case: Case, kind: str, batch: int = 0, damping: float | None = None, **knobs):
-    """pyDVL's influence models: fit on the training loader, then `influences`, (t, n)."""
+def pydvl(case: Case, kind: str, batch: int = 0, damping: float | None = None,
+          moved: bool = False, **knobs):  # fmt: skip
+    """pyDVL's influence models: fit on the training loader, then `influences`, (t, n).
+
+    EK-FAC of pyDVL 0.10.0 takes the last weights of a layer for its bias, even if it has none;
+    `moved` puts the last column of the weights where it looks for a bias.
+    """
     from pydvl.influence import torch as models
 
     logging.getLogger("pydvl").setLevel(logging.ERROR)
@@ -91,12 +96,32 @@ def pydvl(case: Case, kind: str, batch: int = 0, damping: float | None = None, *
     damping = case.lam / n if damping is None else damping
     if kind == "EkfacInfluence":
         model = models.EkfacInfluence(case.module, hessian_regularization=damping, **knobs)
+        if moved:
+            model._solve_hvp_by_layer = last_column(model._solve_hvp_by_layer, len(case.module.a))
     else:
         of = getattr(models, kind)
         model = of(case.module, case.loss, regularization=damping, **knobs)
     model = model.fit(case.train(batch or n))
     scores = model.influences(case.X_te, case.Y_te, case.X, case.Y)
     return scores.detach().numpy().T / n
+
+
+def last_column(solve, m: int):
+    """`solve` for gradients (t, m d) whose last column of m weights it takes for a bias.
+
+    >>> swapped = last_column(lambda v: {"hidden": v}, 2)
+    >>> swapped(torch.arange(6.0)[None])["hidden"].tolist()  # there and back again
+    [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]
+    """
+
+    def solved(v, *rest):
+        W = v.reshape(len(v), m, -1)
+        given = torch.cat([W[:, :, :-1].flatten(1), W[:, :, -1]], dim=1)
+        ((name, found),) = solve(given, *rest).items()
+        weights = found[:, :-m].reshape(len(v), m, -1)
+        return {name: torch.cat([weights, found[:, -m:, None]], dim=2).flatten(1)}
+
+    return solved
 
 
 # --- kronfluence ----------------------------------------------------------------------------------
@@ -160,10 +185,22 @@ def dattri_task(case: Case, function=None, checkpoints=None):
     return AttributionTask(function or loss, case.module, checkpoints)
 
 
-def dattri(case: Case, kind: str, batch: int = 0, damping: float | None = None, **knobs):
-    """dattri's influence attributors: cache the training loader, then `attribute`, (n, t)."""
+def dattri(case: Case, kind: str, batch: int = 0, damping: float | None = None,
+           transposed: bool = False, **knobs):  # fmt: skip
+    """dattri's influence attributors: cache the training loader, then `attribute`, (n, t).
+
+    EK-FAC of dattri 0.3.0 goes to the eigenbasis by Q · Qᵀ with eigenvectors in the columns of Q,
+    where Qᵀ · Q is meant; `transposed` gives it the Q that it takes them for.
+    """
     from dattri.algorithm import influence_function as attributors
 
+    if transposed:
+        from dattri.func import fisher
+
+        found = fisher.estimate_eigenvector
+        fisher.estimate_eigenvector = lambda cov: {
+            name: tuple(q.T for q in both) for name, both in found(cov).items()
+        }
     n = len(case)
     damping = case.lam / n if damping is None else damping
     name = "regularization"
