@@ -83,11 +83,11 @@ def unit(name: str, x: torch.Tensor) -> torch.Tensor:
         )
     if x.numel() == 0:
         raise ValueError(f"{name} is empty: its shape is {tuple(x.shape)}; pass at least one row")
-    finite(name, x)
     tolerance = 100 * torch.finfo(x.dtype).eps * x.shape[1] ** 0.5
     norms = torch.linalg.vector_norm(x.detach(), dim=1)
-    worst = int((norms - 1).abs().argmax())
-    if abs(float(norms[worst]) - 1) > tolerance:
+    worst = int((norms - 1).abs().argmax())  # of the first that is not a number, if there is one
+    if not abs(float(norms[worst]) - 1) <= tolerance:
+        finite(name, x)
         raise ValueError(
             f"{name} must have rows of unit norm, but row {worst} has norm "
             f"{float(norms[worst]):.12g}; scale it with lib.data.unit_rows({name})"

@@ -39,7 +39,7 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 128):
 
 def _eq_4(u: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
     """Return Eq 4 for u and π − arccos u, in the memory of the second."""
-    return phi.mul_(u).div_(2 * math.pi)
+    return phi.mul_(u).mul_(0.5 / math.pi)
 
 
 def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):
@@ -59,12 +59,12 @@ def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):
     for start in range(0, len(A), block):
         rows = slice(start, min(start + block, len(A)))
         columns = slice(start if X2 is None else 0, len(B))
-        u = K[rows, columns].clone()
+        u = K[rows, columns].clone() if K.requires_grad else K[rows, columns]
         K[rows, columns] = function(*_angles(u, A[rows], B[columns], K.numel(), own=X2 is None))
         if X2 is None:
             K[rows.stop :, rows] = K[rows, rows.stop :].T
             square = K[rows, rows]
-            square.copy_(torch.tril(square, -1) + torch.tril(square, -1).T)
+            square.copy_(torch.maximum(square, square.T))
             square.fill_diagonal_(diagonal)
     return K if isinstance(X, torch.Tensor) else K.numpy()
 
