@@ -7,9 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from lib.module import _Module, empirical_ntk, outputs
+from book.oracles import Deep
+from lib.module import (
+    Function,
+    directions,
+    empirical_ntk,
+    kinks,
+    on_kink,
+    outputs,
+    parameters,
+    relu_inputs,
+)
 from lib.packed import PackedInverse
 from lib.ridge import Ridge
+from tests.cases import sample
 
 
 def convolutional(c=3, seed=0, dtype=torch.float64):
@@ -72,14 +83,14 @@ def test_empirical_kernel_is_that_of_explicit_jacobians(c, memory):
 
 @pytest.mark.parametrize("memory", [6e5, 2e5, 1])
 def test_empirical_kernel_takes_no_more_jacobians_than_fit(memory, monkeypatch):
-    sizes, call = [], _Module.jacobians
+    sizes, call = [], Function.jacobians
 
     def record(self, X):
         found = call(self, X)
         sizes.append((len(X), sum(J.numel() * J.element_size() for J in found)))
         return found
 
-    monkeypatch.setattr(_Module, "jacobians", record)
+    monkeypatch.setattr(Function, "jacobians", record)
     empirical_ntk(convolutional(), points(40), memory=memory)
     assert all(points == 1 or 2 * size <= memory for points, size in sizes)  # two blocks at a time
     assert len(sizes) > 1
@@ -166,7 +177,7 @@ def test_other_devices():
     ("model", "X", "settings", "error", "message"),
     [
         (nn.Linear(2, 1), [[1.0, 2.0]], {}, ValueError, r"training mode.*call model\.eval\(\)"),
-        (nn.Linear(2, 1).eval(), np.zeros((0, 2)), {}, ValueError, r"X has no points.*\(0, 2\)"),
+        (nn.Linear(2, 1).eval(), np.zeros((0, 2)), {}, ValueError, r"X is empty: .*\(0, 2\)"),
         (nn.Linear(2, 1).eval(), [[1.0, np.nan]], {}, ValueError, "X has 1 value that is not fin"),
         (nn.Flatten(0).eval(), [[1.0]], {}, ValueError, "no parameter that requires a gradient"),
         (nn.Linear(2, 1).eval(), [[1.0, 2.0]], {"parameters": ["bais"]}, ValueError, "'bais', whi"),
@@ -186,3 +197,25 @@ def test_batch_normalisation_without_running_statistics_is_refused():
     net = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 1)).eval()
     with pytest.raises(ValueError, match="batch normalisation without running statistics"):
         empirical_ntk(net, [[1.0, 2.0], [5.0, 0.0]])
+
+
+# --- kinks ----------------------------------------------------------------------------------------
+
+
+def test_kinks_are_the_gradients_of_inputs_near_zero():
+    net = Deep(4, width=6, depth=2, activation=nn.ReLU(), seed=1).eval()
+    split, theta = parameters(net)
+    X = sample(n=7, t=3, d=4)[0]
+    T = torch.as_tensor(X)
+    tol = 0.3
+    z = relu_inputs(net, split(theta), T)
+    assert z.shape == (7, 12)
+    near = on_kink(net, X, tol)
+    for part, chosen in zip(z.split(6, 1), near.split(6, 1), strict=True):
+        assert torch.equal(chosen, part.abs() <= tol * (part**2).mean().sqrt())
+    every = torch.func.jacrev(lambda v: relu_inputs(net, split(v), T))(theta)
+    np.testing.assert_allclose(kinks(net, X, tol=tol), every[near].detach(), atol=1e-12)
+    assert 0 < near.sum() < near.numel() and kinks(net, X, tol=1e-12).shape == (0, len(theta))
+    assert directions(net, X, ~near).shape == (int((~near).sum()), len(theta))
+    with pytest.raises(ValueError, match=r"model has no torch.nn.ReLU; write its activation"):
+        kinks(nn.Linear(4, 1).double().eval(), X)

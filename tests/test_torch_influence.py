@@ -12,11 +12,12 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from book.oracles import Deep
 from lib import torch_influence
 from lib.losses import Logistic, Softmax, Squared
-from lib.many import LOSSES
+from lib.module import kinks, on_kink, parameters
 from lib.ridge import Ridge
-from lib.torch_influence import influence, trust
+from lib.torch_influence import full_influence, influence, trust
 from tests.cases import sample
 
 LAM = 0.7
@@ -51,9 +52,7 @@ def dense(net, loss, X, Y, X_te, y_te, lam, order="Gauss-Newton", drop=None):
     X, Y, X_te, y_te = (torch.as_tensor(v).reshape(len(v), -1) for v in (X, Y, X_te, y_te))
 
     def one(theta, x, y):
-        return LOSSES[type(loss).__name__](
-            functional_call(net, theta, (x[None],)).reshape(1, -1), y[None]
-        )[0]
+        return loss.in_torch(functional_call(net, theta, (x[None],)).reshape(1, -1), y[None])[0]
 
     def output(theta, x):
         return functional_call(net, theta, (x[None],)).reshape(-1)
@@ -75,7 +74,7 @@ def dense(net, loss, X, Y, X_te, y_te, lam, order="Gauss-Newton", drop=None):
         else:
             f = output(theta, x)
             J = flat(jacrev(output)(theta, x), len(f))
-            inner = hessian(lambda f, y=y: LOSSES[type(loss).__name__](f[None], y[None])[0])(f)
+            inner = hessian(lambda f, y=y: loss.in_torch(f[None], y[None])[0])(f)
             H = H + J.T @ (inner if order != "identity" else torch.eye(len(f)).double()) @ J
     H = H + lam * torch.eye(len(H)).double()
     return (g @ torch.linalg.solve(H, g_te.T)).detach().numpy()
@@ -387,12 +386,122 @@ def test_trust_of_a_network_that_torch_trained():
     assert other.h.min() > 1.5 * one.h.min()
 
 
+# --- the full Hessian -----------------------------------------------------------------------------
+
+X, Y, X_TE = sample(n=7, t=3, d=4)
+LAM_2, POINTS = 2.0, [0, 3, 6]
+
+
+def deep_labels(loss):
+    if isinstance(loss, Softmax):
+        return np.eye(3)[np.arange(7) % 3], np.eye(3)
+    y = np.sign(Y)[:, None]
+    return (y if isinstance(loss, Logistic) else Y[:, None]), np.ones((3, 1))
+
+
+def deep_network(loss, activation=nn.GELU):
+    c = 3 if isinstance(loss, Softmax) else 1
+    return Deep(4, width=5, depth=2, outputs=c, activation=activation(), seed=0).eval()
+
+
+def dense_full(net, loss, points):
+    """The same estimates with Hessians that are written out, and their Gauss-Newton part."""
+    split, theta = parameters(net)
+    (Y_, y_te), value = deep_labels(loss), loss.in_torch
+
+    def losses(v, x, y):
+        f = functional_call(net, split(v), (torch.as_tensor(x),))
+        return value(f.reshape(y.shape), torch.as_tensor(y))
+
+    def one(i):
+        return lambda v: losses(v, X[i : i + 1], Y_[i : i + 1])[0]
+
+    every = [hessian(one(i))(theta) for i in range(len(X))]
+    H = sum(every) + LAM_2 * torch.eye(len(theta))
+    J = torch.func.jacrev(lambda v: losses(v, X_TE, y_te))(theta)
+    rows = []
+    for i in points:
+        g = grad(one(i))(theta)
+        s, d = torch.linalg.solve(H, g), torch.linalg.solve(H - every[i], g)
+        new = losses(theta + d, X_TE, y_te) - losses(theta, X_TE, y_te)
+        rows.append((1 - (g @ s) / (g @ d), J @ s, J @ d, new))
+    return [torch.stack(x).detach().numpy() for x in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("loss", [Squared(), Logistic(), Softmax()], ids=lambda x: type(x).__name__)
+def test_eq_12_with_the_full_hessian_is_that_of_dense_hessians(loss):
+    net, (Y_, y_te) = deep_network(loss), deep_labels(loss)
+    one = full_influence(net, loss, (X, Y_), (X_TE, y_te), LAM_2, POINTS, tol=1e-12)
+    found = one.h, one.ihvp, one.rescaled, one.newton
+    for a, b in zip(found, dense_full(net, loss, POINTS), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+    half = influence(net, loss, (X, Y_), (X_TE, y_te), LAM_2).ihvp[POINTS]  # control: Gauss-Newton
+    assert np.abs(half - one.ihvp).max() > 1e-3 * np.abs(half).max()
+
+
+def test_of_a_network_that_is_linear_in_its_parameters_it_is_the_dual_route():
+    net = Deep(4, width=9, depth=1, outputs=1, seed=0, activation=nn.ReLU()).eval()
+    net.A.requires_grad_(False)
+    pair = (X, Y[:, None]), (X_TE, np.ones((3, 1)))
+    one = full_influence(net, Squared(), *pair, 0.3, POINTS, tol=1e-12)
+    other = influence(net, Squared(), *pair, 0.3)
+    np.testing.assert_allclose(one.h, other.h[POINTS], rtol=1e-9)
+    np.testing.assert_allclose(one.ihvp, other.ihvp[POINTS], rtol=1e-9)
+    np.testing.assert_allclose(one.rescaled, other.rescaled[POINTS], rtol=1e-9)
+    assert np.abs(one.h - influence(net, Squared(), *pair, 0.6).h[POINTS]).min() > 0.01  # control
+
+
+def test_held_directions_are_parameters_that_are_not_there():
+    line, less = (nn.Linear(d, 1, bias=False).double().eval() for d in (4, 3))
+    less.weight.data = line.weight.data[:, [0, 1, 3]]
+    hold = np.array([[0, 0, 1.0, 0], [0, 0, -2.0, 0]])  # the same one twice
+    y = np.ones((3, 1))
+    T = torch.as_tensor
+    shift = T(X[:, 2:3]) @ line.weight.data[:, 2:3].T  # what the parameter adds, in the labels
+    shift_te = T(X_TE[:, 2:3]) @ line.weight.data[:, 2:3].T
+    pair, exact = ((X, Y[:, None]), (X_TE, y)), {"tol": 1e-12}
+    one = full_influence(line, Squared(), *pair, 0.3, [2], hold=hold, **exact)
+    cut = [0, 1, 3]
+    train, test = (X[:, cut], Y[:, None] - shift.numpy()), (X_TE[:, cut], y - shift_te.numpy())
+    other = full_influence(less, Squared(), train, test, 0.3, [2], **exact)
+    np.testing.assert_allclose(one.h, other.h, rtol=1e-9)
+    np.testing.assert_allclose(one.newton, other.newton, rtol=1e-9)
+
+
+class Bent(nn.Module):
+    """f = u x₁ + relu(v + x₂)."""
+
+    def __init__(self, u, v):
+        super().__init__()
+        self.u, self.v = (nn.Parameter(torch.tensor(x, dtype=torch.float64)) for x in (u, v))
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return (self.u * x[:, :1] + self.relu(self.v + x[:, 1:]))[:, 0]
+
+
+def test_a_minimum_on_a_kink_by_hand():
+    # Σ ½ r² + ½ λ(u² + v²), λ = 1. At v = 0 the slope in v is r₁ = u + 1 − 2 < 0 from below and
+    # r₁ + r₀ = r₁ + 1 > 0 from above, for 0 < u < 1, so v stays 0 and u is ridge regression
+    X, Y = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, -5.0]]), np.array([-1.0, 2.0, 0.5])
+    test = np.array([[2.0, -9.0]]), np.array([3.0])
+    u, without = (1 + 2 * 0.5) / (1 + 1 + 4), 1 / 2
+    actual = 0.5 * (2 * without - 3) ** 2 - 0.5 * (2 * u - 3) ** 2
+    net = Bent(u, 1e-9).eval()
+    hold = kinks(net, X)
+    assert hold.tolist() == [[0.0, 1.0]] and on_kink(net, X).sum() == 1
+    held = full_influence(net, Squared(), (X, Y), test, 1.0, [2], hold=hold, tol=1e-12)
+    assert held.newton[0, 0] == pytest.approx(actual, rel=1e-7)
+    free = full_influence(net, Squared(), (X, Y), test, 1.0, [2], tol=1e-12)  # control
+    assert abs(free.newton[0, 0] - actual) > 0.05 * abs(actual)
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
 def test_too_many_outputs_say_what_to_do(monkeypatch):
     net, (X, Y, X_te, y_te) = network(3), case(Squared(), 3)
-    monkeypatch.setattr(torch_influence, "_free_memory", lambda: 100)
+    monkeypatch.setattr(torch_influence, "free_memory", lambda: 100)
     with pytest.raises(MemoryError, match=r"n·c = 27 outputs .* train on fewer points"):
         influence(net, Squared(), (X, Y), (X_te, y_te), LAM)
 
@@ -416,7 +525,7 @@ def test_bad_input():
     for labels in ([0, 1, 2, 3, 0, 1, 2, 0, 1], [0, 1, 2, -1, 0, 1, 2, 0, 1]):
         with pytest.raises(ValueError, match=r"Y has the class (3|-1), .* 3 outputs; number .* 2"):
             influence(net, Softmax(), (X, labels), (X_te, y_te), LAM)
-    with pytest.raises(ValueError, match=r"Y must be 0 or 1 for BCEWithLogitsLoss\(\), not -1"):
+    with pytest.raises(ValueError, match=r"Y must be 0 or 1 for BCEWithLogitsLoss, not -1"):
         influence(net, nn.BCEWithLogitsLoss(), (X, 2 * Y - 1), (X_te, y_te), LAM)
     for loss in (nn.CrossEntropyLoss(label_smoothing=0.1), nn.NLLLoss(), nn.functional.mse_loss):
         with pytest.raises(TypeError, match="loss must be an object of lib.losses, or nn.CrossEnt"):
@@ -427,3 +536,18 @@ def test_bad_input():
     net[0].weight.data[0, 0] = np.nan
     with pytest.raises(ValueError, match=r"model\(X\) has 27 values that are not finite"):
         influence(net, Softmax(), (X, Y), (X_te, y_te), LAM)
+
+
+def test_bad_input_of_the_full_hessian():
+    net, pair = deep_network(Squared()), ((X, Y[:, None]), (X_TE, np.ones((3, 1))))
+    with pytest.raises(IndexError, match="points = 7 is out of range; use 0 to 6"):
+        full_influence(net, Squared(), *pair, LAM_2, [7])
+    with pytest.raises(ValueError, match=r"hold has shape \(1, 2\), but θ has 50 numbers"):
+        full_influence(net, Squared(), *pair, LAM_2, [0], hold=[[1.0, 2.0]])
+    with pytest.raises(RuntimeError, match="conjugate gradients took 2 steps in vain"):
+        full_influence(net, Squared(), *pair, LAM_2, [0], tol=1e-12, steps=2)
+    far = (X, 1e3 * Y[:, None])
+    with pytest.raises(RuntimeError, match="the Hessian is not positive: the module is not at a"):
+        full_influence(net, Squared(), far, pair[1], 1e-6, POINTS)
+    with pytest.raises(TypeError, match="loss must be an object of lib.losses, .* not 'squared'"):
+        full_influence(net, "squared", *pair, LAM_2, [0])
