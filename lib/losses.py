@@ -122,7 +122,9 @@ class Softmax(Loss):
                 "one output and two classes use nn.BCEWithLogitsLoss() with labels 0 and 1"
             )
         if np.ndim(y) == 2 and np.shape(y)[1] == 1:
-            raise ValueError(f"{name} has shape {np.shape(y)}; pass {name}.flatten(), classes (n,)")
+            raise ValueError(
+                f"{name} has shape {tuple(np.shape(y))}; pass {name}.flatten(), classes (n,)"
+            )
         if np.ndim(y) == 1:
             y = check.array(name, y, 1)
             if (bad := y[~np.isin(y, np.arange(c))]).size:

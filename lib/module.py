@@ -217,11 +217,13 @@ class Labelled:
     """Points X, a tensor, with outputs f and labels y of a `Function`, arrays (n, c).
 
     `data` is (X, Y), a data set of torch, or a `DataLoader`, whose data set is read in its own
-    order. Labels are those that `lib.losses.Loss.beside` takes. `names` are said in errors.
+    order. Labels are those that `lib.losses.Loss.beside` takes. Errors name data by their `role`,
+    "train" or "test".
     """
 
-    def __init__(self, at: Function, loss: Loss, data, names=("X", "Y")):
-        X, Y = _read(data)
+    def __init__(self, at: Function, loss: Loss, role: str, data):
+        names = ("X_te", "y_te") if role == "test" else ("X", "Y")
+        X, Y = _read(role, data)
         self.at, self.loss, self.X = at, loss, at.points(names[0], X)
         f = at.outputs(names[0], self.X)
         self.y = loss.beside(names[1], Y, f).reshape(len(f), -1)
@@ -233,14 +235,14 @@ class Labelled:
         return self.loss.in_torch(self.at(theta, self.X).reshape(self._y.shape), self._y)
 
 
-def _read(data) -> tuple:
+def _read(role: str, data) -> tuple:
     """Return the points and labels of (X, Y), a data set or a loader."""
     data = data.dataset if isinstance(data, DataLoader) else data
     if not isinstance(data, Dataset):
         if not (isinstance(data, tuple | list) and len(data) == 2):
             size = f" of {len(data)}" if hasattr(data, "__len__") else ""
             raise TypeError(
-                f"train and test must be (X, Y), a data set of torch or a DataLoader, not a "
+                f"{role} must be (X, Y), a data set of torch or a DataLoader, not a "
                 f"{type(data).__name__}{size}; pass (X, Y)"
             )
         X, Y = data
@@ -248,7 +250,7 @@ def _read(data) -> tuple:
         first, again = data[0][0], data[0][0]
         if not torch.equal(torch.as_tensor(first), torch.as_tensor(again)):
             raise ValueError(
-                "train or test gives another point each time that it is read; switch off random "
+                f"{role} gives another point each time that it is read; switch off random "
                 "augmentation"
             )
         X, Y = (torch.cat(parts) for parts in zip(*DataLoader(data, 256), strict=True))

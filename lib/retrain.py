@@ -303,7 +303,7 @@ class Fit:
 
     def __init__(self, model, loss, train, X_te, lam, steps, step, decay):
         self.at, self.lam, self.steps = Function(model), lam, steps
-        self.train, self.start = Labelled(self.at, loss_of(loss), train), self.at.theta
+        self.train, self.start = Labelled(self.at, loss_of(loss), "train", train), self.at.theta
         self.X_te = self.at.points("X_te", X_te)
         self.at.outputs("X_te", self.X_te)
         self.anchor = {k: torch.zeros_like(v) if decay else v for k, v in self.start.items()}

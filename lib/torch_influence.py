@@ -29,8 +29,6 @@ from lib.module import Function, Labelled, empirical_ntk, outputs
 from lib.packed import free_memory
 from lib.regression import Estimates, repair
 
-TESTS = "X_te", "y_te"
-
 
 class ModuleInfluence(Estimates):
     """Estimates of what the removal of each training point does to each test loss, see `influence`.
@@ -117,7 +115,7 @@ def influence(
     0.0
     """
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
-    one, two = Labelled(at, loss, train), Labelled(at, loss, test, TESTS)
+    one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
     _room(one.y.size, two.y.size)
     kernel = partial(empirical_ntk, model, parameters=list(at.theta), memory=memory)
     K, k, v = kernel(one.X), kernel(one.X, two.X), at.theta if start is None else at.since(start)
@@ -188,9 +186,7 @@ class Trust:
             r, error = self.correlation(name), self.error(name)
             lines.append(f"{name:10} correlation {r:.3f}  relative error {error:.3f}")
         lines.append(f"{'noise':10} {self.noise:.3f} of an influence")
-        return "\n".join(
-            [*lines, "if train(without) keeps lam: it divides by n, points left out or not"]
-        )
+        return "\n".join([*lines, "true if train(without) divides by all n, and so keeps lam"])
 
 
 def trust(
@@ -273,7 +269,7 @@ def full_influence(
     ([0.666667, 0.666667], [[0.151111], [-0.201481]], [[0.533333], [-0.462222]])
     """
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
-    one, two = Labelled(at, loss, train), Labelled(at, loss, test, TESTS)
+    one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
     n, theta, free = len(one.y), at.vector, _free(hold, at.vector)
     points = check.indices("points", points, n)
     slope = grad(lambda v, keep: keep @ one.losses(at.split(v)))
@@ -301,9 +297,13 @@ def full_influence(
             )
         return torch.as_tensor(x).to(g)
 
-    rows = []
-    for i in points:
-        g = free(slope(theta, eye[i]))
+    gradients, rows = [free(slope(theta, eye[i])) for i in points], []
+    if not any(bool(g.any()) for g in gradients):
+        raise ValueError(
+            "the gradients of all points are 0: outputs do not depend on the chosen parameters "
+            "(no_grad, detach or sign in forward?), or the loss is 0; choose other ones"
+        )
+    for i, g in zip(points, gradients, strict=True):
         s = solve(torch.ones(n).to(theta), g, g / lam)
         d = solve(1 - eye[i], g, s)
         along = [jvp(tests, (theta,), (x,))[1] for x in (s, d)]

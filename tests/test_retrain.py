@@ -16,6 +16,7 @@ import pytest
 import torch
 from joblib import parallel_config
 from torch import nn
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from book.oracles import Centred, Deep
@@ -517,6 +518,41 @@ def test_linear_modules_are_ridge_regression(warm):
     assert result.change.max() < 1e-9
 
 
+def steps_by_hand(A, Y, lam, step, steps, begin, keep):
+    """Nesterov's method for ½ Σ (aᵢ w − yᵢ)² + ½ λ w² as it is documented; w after each step."""
+    q = (step * lam) ** 0.5
+    w = ahead = begin
+    path = []
+    for k in range(steps):
+        size = step if k < steps / 2 else step * 2 * (1 - k / steps)
+        slope = (keep * A * (A * ahead - Y)).sum() + lam * ahead
+        new = ahead - size * slope
+        ahead, w = new + (1 - q) / (1 + q) * (new - w), new
+        path.append(w)
+    return np.array(path)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_steps_fall_and_begin_where_they_should(warm):
+    A, lam, steps, step = np.array([1.0, 2.0, -0.5]), 2.0, 20, 0.02
+    B, test, x = np.array([1.0, -2.0, 3.0]), np.array([[1.0], [3.0]]), np.array([1.0, 3.0])
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Flatten(0)).double().eval()
+    net[0].weight.data.zero_()
+    how = QUIET | {"lam": lam, "steps": steps, "step": step, "warm": warm}
+    _, result = retrain_modules(net, Squared(), (A[:, None], B), test, [1, [0, 2]], **how)
+    full = steps_by_hand(A, B, lam, step, steps, 0.0, np.ones(3))
+    np.testing.assert_allclose(result.f, x * full[-1], rtol=1e-12)
+    for group, f, change in zip(([1], [0, 2]), result.f_without, result.change, strict=True):
+        keep = np.ones(3)
+        keep[group] = 0
+        begin = full[-1] if warm else 0.0
+        path = steps_by_hand(A, B, lam, step, steps, begin, keep)
+        np.testing.assert_allclose(f, x * path[-1], rtol=1e-12)
+        moved = np.abs(path[-1] - path[-3]) * np.sqrt(5)  # the last 2 of 20 steps, rms of x
+        assert change == pytest.approx(moved, rel=1e-9) and change > 1e-6
+    assert (result.iterations == steps).all() and (result.seconds > 0).all()
+
+
 def test_pull_to_the_start_and_decay_are_two_problems():
     net = line()
     nn.init.ones_(net[0].weight)
@@ -566,23 +602,77 @@ def test_softmax_and_convolutions():
     assert max(p.grad.abs().max() for p in trained.parameters()) < 1e-4
 
 
+def test_eq_7_of_modules_is_of_the_loss_that_was_minimised():
+    net, classes = nn.Linear(4, 3).double().eval(), np.arange(8) % 3
+    y_te, how = np.array([2, 0, 1]), QUIET | {"decay": True}
+    data = TensorDataset(torch.as_tensor(X), torch.as_tensor(classes))
+    one = retrain_modules(net, Softmax(), (X, np.eye(3)[classes]), X_TE, [0, 1], **how)[1]
+    for train in ((X, classes), data):
+        same = retrain_modules(net, nn.CrossEntropyLoss(), train, X_TE, [0, 1], **how)[1]
+        np.testing.assert_array_equal(same.f_without, one.f_without)
+
+    def value(f):
+        return np.log(np.exp(f).sum(-1)) - np.take_along_axis(f, y_te[:, None], -1)[:, 0]
+
+    actual = np.array([value(f) - value(one.f) for f in one.f_without])
+    for given in (y_te, np.eye(3)[y_te]):
+        np.testing.assert_allclose(one.influence(given).exact, actual, rtol=1e-9, atol=1e-12)
+    squared = Retrained(one.groups, one.f, one.f_without, *np.zeros((3, 2)))
+    wrong = squared.influence(np.eye(3)[y_te]).exact  # control
+    assert np.abs(wrong - actual).max() > 0.1 * np.abs(actual).max()
+    signs = np.array([1.0, 0.0, 1.0])
+    net = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)).double().eval()
+    one = retrain_modules(net, nn.BCEWithLogitsLoss(), (X, (Y > 0) * 1), X_TE, [0], **how)[1]
+    value = lambda f: np.log1p(np.exp(-(2 * signs - 1) * f))  # noqa: E731
+    actual = value(one.f_without[0]) - value(one.f)
+    np.testing.assert_allclose(one.influence(signs).exact[0], actual, rtol=1e-9, atol=1e-12)
+
+
 # --- the journal ----------------------------------------------------------------------------------
 
 
 def test_a_file_is_gone_on_with_and_nothing_is_trained_twice(tmp_path, monkeypatch):
-    file = tmp_path / "many.jsonl"
-    first = retrain_modules(line(), Squared(), (X, Y), X_TE, [0, 1], file=file, **QUIET)[1]
+    def run(groups, net=None, pair=(X, Y), **change):
+        settings = QUIET | {"file": tmp_path / "modules.jsonl"} | change
+        return retrain_modules(net or line(), Squared(), pair, X_TE, groups, **settings)
+
+    trained, first = run([0, 1])
     asked, call = [], module.Fit.__call__
     monkeypatch.setattr(module.Fit, "__call__", lambda s, g, b: (asked.extend(g), call(s, g, b))[1])
-    again = retrain_modules(line(), Squared(), (X, Y), X_TE, [1, 2, 0], file=file, **QUIET)[1]
-    assert asked == [(2,)]
+    same, again = run([1, 2, 0])
+    assert asked == [(2,)]  # not even all points
     np.testing.assert_array_equal(again.f_without[[2, 0]], first.f_without)
-    assert len(file.read_text().splitlines()) == 5
-    assert json.loads(file.read_text().splitlines()[0])["format"] == "lib.retrain.modules 1"
-    with pytest.raises(ValueError, match="is of another setting: lam is 0.3 in the file and 0.4"):
-        retrain_modules(line(), Squared(), (X, Y), X_TE, [0], file=file, **(QUIET | {"lam": 0.4}))
-    with pytest.raises(ValueError, match="is of another setting: data is"):
-        retrain_modules(line(), Squared(), (X, -Y), X_TE, [0], file=file, **QUIET)
+    np.testing.assert_array_equal(again.f, first.f)
+    assert torch.equal(same[0].weight, trained[0].weight)
+    header, *results = map(json.loads, (tmp_path / "modules.jsonl").read_text().splitlines())
+    assert len(results) == 4 and header["format"] == "lib.retrain.modules 1"
+    for change, name in (
+        ({"lam": 0.4, "step": header["step"]}, "lam is 0.3 in the file and 0.4 here, choose"),
+        ({"warm": False}, "warm is True in the file and False here, choose"),
+        ({"decay": True}, "decay is False"),
+        ({"pair": (X, -Y)}, "data is"),
+    ):
+        with pytest.raises(ValueError, match=f"is of another setting: {name}"):
+            run([0], **change)
+    version = module.code_version
+    monkeypatch.setattr(module, "code_version", lambda names: f"other {version(names)}")
+    with pytest.raises(ValueError, match="is of another setting: code is"):
+        run([0])
+
+
+def test_the_code_that_trains_modules_has_a_digest_of_its_own(tmp_path, monkeypatch):
+    names = module.TRAINS_MODULES
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(f"# {name}")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "retrain.py"))
+    module.code_version.cache_clear()
+    before = module.code_version(names)
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("# changed")
+        module.code_version.cache_clear()
+        assert module.code_version(names) != before
+        before = module.code_version(names)
+    module.code_version.cache_clear()
 
 
 def test_a_file_knows_the_activation(tmp_path):
@@ -600,6 +690,10 @@ def test_a_file_knows_the_activation(tmp_path):
 def test_bad_input_of_modules():
     with pytest.raises(ValueError, match=r"Y has shape \(8, 1\), but the outputs have \(8,\)"):
         retrain_modules(line(), Squared(), (X, Y[:, None]), X_TE, [0], **QUIET)
+    with pytest.raises(TypeError, match=r"train must be \(X, Y\), .* not a ndarray of 8; pass"):
+        retrain_modules(line(), Squared(), X, X_TE, [0], **QUIET)
+    with pytest.raises(ValueError, match=r"cannot take X_te, 1 points in shape \(1, 3\): .* pass"):
+        retrain_modules(line(), Squared(), (X, Y), X_TE[:1, :3], [0], **QUIET)
     with pytest.raises(ValueError, match="training mode"):
         retrain_modules(line().train(), Squared(), (X, Y), X_TE, [0], step=0.1, **QUIET)
     with pytest.raises(IndexError, match=r"groups\[0\] = 8 is out of range"):
