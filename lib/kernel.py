@@ -82,16 +82,12 @@ def _layers(u: torch.Tensor, phi: torch.Tensor, depth: int, frozen: bool) -> tor
         theta = theta * phi / math.pi
         if not (frozen and layer == depth):
             theta += (torch.sin(phi) - phi * torch.cos(phi)) / math.pi  # Σˡ
-        if layer < depth:
-            phi = math.pi - _next(math.pi - phi)
+        if layer < depth:  # half of 1 − κ₁, see `deep_ntk`
+            angle = math.pi - phi
+            half = torch.sin(angle / 2) ** 2
+            half -= (torch.sin(angle) - angle * torch.cos(angle)) / (2 * math.pi)
+            phi = math.pi - 2 * torch.asin(half.clamp_(min=0).sqrt())
     return theta / 2
-
-
-def _next(angle: torch.Tensor) -> torch.Tensor:
-    """Return the angle behind a layer of two inputs at that angle: arccos κ₁(cos angle)."""
-    bent = (torch.sin(angle) - angle * torch.cos(angle)) / math.pi
-    half = torch.sin(angle / 2) ** 2 - bent / 2  # half of 1 − κ₁
-    return 2 * torch.asin(half.clamp_(min=0).sqrt())
 
 
 def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, jacrev, jvp, vmap
 from torch.utils.data import DataLoader, Dataset
 
 from lib import check
@@ -56,15 +55,15 @@ def empirical_ntk(
     K = torch.empty(len(A) * width, len(B) * width, dtype=check.precision(dtype)).numpy()
     # a block of points has its Jacobians in the module's type, and one more in float64
     step = max(1, int(check.number("memory", memory, above=0) // (24 * c * f.size)))
+    rows = lambda J: J.double().reshape(len(J) * width, -1)  # noqa: E731
     moves = False
     for i in range(0, len(A), step):
         left = f.jacobians(A[i : i + step])
         moves = moves or any(bool(J.any()) for J in left)
         for j in range(i if own else 0, len(B), step):
             right = left if own and i == j else f.jacobians(B[j : j + step])
-            block = sum(
-                _rows(P, width) @ _rows(Q, width).T for P, Q in zip(left, right, strict=True)
-            )
+            pairs = zip(left, right, strict=True)
+            block = sum(rows(P) @ rows(Q).T for P, Q in pairs)
             block = (block if left is not right else (block + block.T) / 2).cpu().numpy()
             K[i * width : (i + step) * width, j * width : (j + step) * width] = block
             if own:
@@ -75,11 +74,6 @@ def empirical_ntk(
             "no_grad, detach or sign in forward? Take it out, or choose other parameters"
         )
     return K
-
-
-def _rows(J: torch.Tensor, width: int) -> torch.Tensor:
-    """Return Jacobians (b, c, p) in float64 with `width` rows a point."""
-    return J.double().reshape(len(J) * width, -1)
 
 
 def outputs(model: nn.Module, X, block: int = 1000) -> np.ndarray:
@@ -159,9 +153,25 @@ class Function:
 
     def outputs(self, name: str, X: torch.Tensor, block: int = 1000) -> np.ndarray:
         """Return the outputs as float64, (n,) or (n, c), each seen to depend on its own input."""
-        parts = [self._outputs(name, x) for x in X.split(block)]
-        alone, beside = self._outputs(name, X[[0, 0]])[0], self._outputs(name, X[:2])[0]
-        if not torch.allclose(beside, alone, rtol=1e-3, atol=1e-5, equal_nan=True):
+        try:
+            with torch.no_grad():
+                *parts, two, twice = (self.model(x) for x in (*X.split(block), X[:2], X[[0, 0]]))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"model cannot take {name}, {len(X)} points in shape {tuple(X.shape)}: {error}; "
+                "pass points of the shape that it was trained on"
+            ) from error
+        if not isinstance(two, torch.Tensor):
+            raise TypeError(
+                f"model returns a {type(two).__name__}; wrap it in a module that returns one "
+                "tensor, (n,) or (n, c)"
+            )
+        if two.ndim not in (1, 2) or len(two) != len(X[:2]):
+            raise ValueError(
+                f"model maps {len(X[:2])} points to shape {tuple(two.shape)}; let it return one "
+                "row a point, (n,) or (n, c)"
+            )
+        if not torch.allclose(two[0], twice[0], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ValueError(
                 "model gives a point another output beside another point; turn off what mixes "
                 "points, such as batch normalisation without running statistics"
@@ -170,40 +180,24 @@ class Function:
         check.finite(f"model({name})", found)
         return found.cpu().numpy()
 
-    def _outputs(self, name: str, X: torch.Tensor) -> torch.Tensor:
-        try:
-            with torch.no_grad():
-                f = self.model(X)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"model cannot take {name}, {len(X)} points in shape {tuple(X.shape)}: {error}; "
-                "pass points of the shape that it was trained on"
-            ) from error
-        if not isinstance(f, torch.Tensor):
-            raise TypeError(
-                f"model returns a {type(f).__name__}; wrap it in a module that returns one tensor, "
-                "(n,) or (n, c)"
-            )
-        if f.ndim not in (1, 2) or len(f) != len(X):
-            raise ValueError(
-                f"model maps {len(X)} points to shape {tuple(f.shape)}; let it return one row "
-                "a point, (n,) or (n, c)"
-            )
-        return f
-
     def jacobians(self, X: torch.Tensor) -> list[torch.Tensor]:
         """Return ∂f/∂θ at each point, (b, c, p) for each of the parameters."""
-        with in_vmap():
-            each = vmap(
-                jacrev(lambda theta, x: self(theta, x[None]).reshape(-1)), (None, 0),
-                randomness="error",
-            )(self.theta, X)  # fmt: skip
-        if not all(bool(torch.isfinite(J).all()) for J in each.values()):
+        one = jacrev(lambda theta, x: self(theta, x[None]).reshape(-1))
+        try:
+            each = vmap(one, (None, 0), randomness="error")(self.theta, X).values()
+        except RuntimeError as error:
+            if not str(error).startswith("vmap:"):
+                raise
+            raise ValueError(
+                f"model does what torch.func.vmap cannot do ({str(error).split('. ')[0]}); in "
+                "forward write torch.where for branches on values, and no .item() or random numbers"
+            ) from error
+        if not all(bool(torch.isfinite(J).all()) for J in each):
             raise ValueError(
                 "model has derivatives that are not finite, as a root or a norm has at 0; add a "
                 "small number there"
             )
-        return [J.flatten(2) for J in each.values()]
+        return [J.flatten(2) for J in each]
 
     def along(self, v: dict[str, torch.Tensor], X: torch.Tensor, block: int = 1000) -> np.ndarray:
         """Return J v for a change v of θ, shaped like the outputs."""
@@ -230,8 +224,9 @@ class Labelled:
         self.f = f.reshape(self.y.shape)
         self._y = torch.as_tensor(self.y).to(next(iter(at.theta.values())))
 
-    def losses(self, theta: dict) -> torch.Tensor:
+    def losses(self, theta: dict | torch.Tensor) -> torch.Tensor:
         """Return the loss of each point at other values of the parameters, (n,)."""
+        theta = theta if isinstance(theta, dict) else self.at.split(theta)
         return self.loss.in_torch(self.at(theta, self.X).reshape(self._y.shape), self._y)
 
 
@@ -255,20 +250,6 @@ def _read(role: str, data) -> tuple:
             )
         X, Y = (torch.cat(parts) for parts in zip(*DataLoader(data, 256), strict=True))
     return X, Y.detach().cpu() if isinstance(Y, torch.Tensor) else Y
-
-
-@contextmanager
-def in_vmap():
-    """Say what to change in a module that `torch.func.vmap` cannot take."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("vmap:"):
-            raise
-        raise ValueError(
-            f"model does what torch.func.vmap cannot do ({str(error).split('. ')[0]}); in forward "
-            "write torch.where for branches on values, and leave out .item() and random numbers"
-        ) from error
 
 
 def _names(every: dict[str, nn.Parameter], chosen: Iterable[str] | None) -> list[str]:
@@ -321,15 +302,12 @@ def directions(
     """Return ∇_θ z of chosen inputs of ReLUs, (q, p); `chosen` is (n, number of inputs)."""
     f, rows = Function(model, parameters), []
     for x, one in zip(f.points("X", X), chosen, strict=True):
-        if len(where := one.nonzero()[:, 0]):
+        if one.any():
 
-            def inputs(v, x=x):
-                return relu_inputs(model, {**f.rest, **f.split(v)}, x[None])[0]
+            def inputs(v, x=x, one=one):
+                return relu_inputs(model, f.rest | f.split(v), x[None])[0][one]
 
-            back = vjp(inputs, f.vector)[1]
-            hot = torch.zeros(len(where), one.numel()).to(f.vector)
-            hot[torch.arange(len(where)), where] = 1
-            rows.append(vmap(lambda e, back=back: back(e)[0])(hot))
+            rows.append(jacrev(inputs)(f.vector))
     return torch.cat(rows).cpu().numpy() if rows else np.empty((0, f.size))
 
 

@@ -34,7 +34,7 @@ from lib.descent import gradient_descent
 from lib.influence import Influence
 from lib.journal import Journal
 from lib.losses import SQUARED, Loss, loss_of
-from lib.module import Function, Labelled, empirical_ntk, in_vmap
+from lib.module import Function, Labelled, empirical_ntk
 from lib.newton import newton
 from lib.problem import Problem
 
@@ -306,6 +306,7 @@ class Fit:
         self.train, self.start = Labelled(self.at, loss_of(loss), "train", train), self.at.theta
         self.X_te = self.at.points("X_te", X_te)
         self.at.outputs("X_te", self.X_te)
+        self.at.jacobians(self.train.X[:1])  # which refuses what vmap cannot do
         self.anchor = {k: torch.zeros_like(v) if decay else v for k, v in self.start.items()}
         if step is None:  # to three digits, which do not depend on the order of sums
             top = np.linalg.eigvalsh(empirical_ntk(model, self.train.X))[-1]
@@ -327,9 +328,7 @@ class Fit:
             if k == late:
                 before = self._predict(theta)
             size = self.step * min(1.0, 2 * (1 - k / self.steps))
-            with in_vmap():
-                slopes = slope(ahead, keep)
-            for name, G in slopes.items():
+            for name, G in slope(ahead, keep).items():
                 new = ahead[name] - size * G
                 ahead[name] = new + momentum * (new - theta[name])
                 theta[name] = new

@@ -19,6 +19,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from scipy.linalg import orth
 from scipy.sparse.linalg import LinearOperator, cg
 from torch import nn
 from torch.func import grad, jvp
@@ -28,6 +29,11 @@ from lib.losses import loss_of
 from lib.module import Function, Labelled, empirical_ntk, outputs
 from lib.packed import free_memory
 from lib.regression import Estimates, repair
+
+NO_GRADIENT = (
+    "the gradients of all points are 0, and so is every influence: outputs do not depend on the "
+    "chosen parameters (no_grad, detach or sign in forward?), or no loss does on the outputs"
+)
 
 
 class ModuleInfluence(Estimates):
@@ -123,10 +129,7 @@ def influence(
     found = ModuleInfluence(K, k, one.f, one.y, two.f, two.y, lam, loss, pull)
     found.X_te = two.X
     if np.isnan(found.rest):
-        raise ValueError(
-            "the gradients of all points are 0, and so is every influence: model and labels agree "
-            "without an error; check that they are those of the training"
-        )
+        raise ValueError(f"{NO_GRADIENT}; check model and labels")
     if found.rest > 0.1:
         warnings.warn(
             f"model is not at rest: one more step on all points moves its outputs {found.rest:.2g} "
@@ -229,7 +232,7 @@ def trust(
 class FullInfluence:
     """Estimates for k training points on t test points, see `full_influence`.
 
-    - points, h: (k,) the points, and their leverages 1 − ⟨g_i, s_i⟩/⟨g_i, d_i⟩
+    - points, h: (k,) the points, and their leverages 1 − ⟨g_i, s_i⟩/⟨g_i, d_i⟩, NaN where g_i = 0
     - ihvp: ⟨g_te, s_i⟩, (k, t); rescaled: ⟨g_te, d_i⟩, (k, t)
     - newton: ℓ_te(θ + d_i) − ℓ_te(θ), the network evaluated after the Newton step, (k, t)
     """
@@ -271,12 +274,7 @@ def full_influence(
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
     one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
     n, theta, free = len(one.y), at.vector, _free(hold, at.vector)
-    points = check.indices("points", points, n)
-    slope = grad(lambda v, keep: keep @ one.losses(at.split(v)))
-    eye = torch.eye(n).to(theta)
-
-    def tests(v):
-        return two.losses(at.split(v))
+    tests, slope = two.losses, grad(lambda v, keep: keep @ one.losses(v))
 
     def solve(keep, g, start):
         def product(v):
@@ -289,28 +287,26 @@ def full_influence(
                 )
             return free(Hv).cpu().numpy()
 
-        A = LinearOperator((len(g),) * 2, matvec=product, dtype=g.cpu().numpy().dtype)
-        x, left = cg(A, g.cpu().numpy(), x0=start.cpu().numpy(), rtol=tol, maxiter=steps)
+        b, x = g.cpu().numpy(), start.cpu().numpy()
+        A = LinearOperator((len(b), len(b)), matvec=product, dtype=b.dtype)
+        x, left = cg(A, b, x0=x, rtol=tol, maxiter=steps)
         if left:
-            raise RuntimeError(
-                f"conjugate gradients took {steps} steps in vain; allow more `steps`"
-            )
+            raise RuntimeError(f"conjugate gradients took {steps} steps in vain; allow more steps")
         return torch.as_tensor(x).to(g)
 
-    gradients, rows = [free(slope(theta, eye[i])) for i in points], []
-    if not any(bool(g.any()) for g in gradients):
-        raise ValueError(
-            "the gradients of all points are 0: outputs do not depend on the chosen parameters "
-            "(no_grad, detach or sign in forward?), or the loss is 0; choose other ones"
-        )
-    for i, g in zip(points, gradients, strict=True):
-        s = solve(torch.ones(n).to(theta), g, g / lam)
-        d = solve(1 - eye[i], g, s)
+    points, rows = check.indices("points", points, n), []
+    for only in torch.eye(n).to(theta)[points]:
+        g = free(slope(theta, only))
+        s = solve(torch.ones_like(only), g, g / lam)
+        d = solve(1 - only, g, s)
         along = [jvp(tests, (theta,), (x,))[1] for x in (s, d)]
         with torch.no_grad():
             moved = tests(theta + d) - tests(theta)
         rows.append((1 - (g @ s) / (g @ d), *along, moved))
-    return FullInfluence(points, *(torch.stack(x).cpu().numpy() for x in zip(*rows, strict=True)))
+    found = FullInfluence(points, *(torch.stack(x).cpu().numpy() for x in zip(*rows, strict=True)))
+    if np.isnan(found.h).all():
+        raise ValueError(f"{NO_GRADIENT}; choose other ones")
+    return found
 
 
 def _free(hold, theta: torch.Tensor) -> Callable:
@@ -323,6 +319,5 @@ def _free(hold, theta: torch.Tensor) -> Callable:
             f"hold has shape {tuple(hold.shape)}, but θ has {len(theta)} numbers; "
             f"pass (q, {len(theta)})"
         )
-    _, S, V = torch.linalg.svd(hold.double(), full_matrices=False)
-    Q = V[S > 1e-9 * S[0]].to(theta)
-    return lambda v: v - Q.T @ (Q @ v)
+    Q = torch.as_tensor(orth(hold.double().cpu().numpy().T, rcond=1e-9)).to(theta)
+    return lambda v: v - Q @ (Q.T @ v)

@@ -238,7 +238,7 @@ FORWARDS = [
         ValueError,
         "vmap cannot do .*data-dependent.*torch.where",
     ),
-    (lambda f: f * f[0].item(), ValueError, r"vmap cannot do .*item.* leave out \.item"),
+    (lambda f: f * f[0].item(), ValueError, r"vmap cannot do .*item.* no \.item"),
     (lambda f: (0 * f).sqrt() + f, ValueError, "derivatives that are not finite, as a root"),
 ]
 
