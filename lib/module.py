@@ -50,12 +50,16 @@ def empirical_ntk(
     f = Function(model, parameters)
     A, own = f.points("X", X), X2 is None
     B = A if own else f.points("X2", X2)
-    c = [f.outputs(name, x[:2])[0].size for name, x in (("X", A), ("X2", B))][0]
+    c = f.outputs("X", A[:2])[0].size
+    f.outputs("X2", B[:2])
     width = 1 if trace else c  # rows that a point has in K
     K = torch.empty(len(A) * width, len(B) * width, dtype=check.precision(dtype)).numpy()
     # a block of points has its Jacobians in the module's type, and one more in float64
     step = max(1, int(check.number("memory", memory, above=0) // (24 * c * f.size)))
-    rows = lambda J: J.double().reshape(len(J) * width, -1)  # noqa: E731
+
+    def rows(J):
+        return J.double().reshape(len(J) * width, -1)
+
     moves = False
     for i in range(0, len(A), step):
         left = f.jacobians(A[i : i + step])
@@ -132,13 +136,11 @@ class Function:
     def since(self, start: nn.Module) -> dict[str, torch.Tensor]:
         """Return θ less the parameters of the same module at another time."""
         there = dict(start.named_parameters()) if isinstance(start, nn.Module) else {}
-        for name, p in self.theta.items():
-            if name not in there or there[name].shape != p.shape:
-                raise ValueError(
-                    f"start has no parameter {name!r} of shape {tuple(p.shape)}; pass the model as "
-                    "it was before its training"
-                )
-        return {name: p - there[name].detach().to(p) for name, p in self.theta.items()}
+        for k, p in self.theta.items():
+            if k not in there or there[k].shape != p.shape:
+                lacks = f"start has no parameter {k!r} of shape {tuple(p.shape)}"
+                raise ValueError(f"{lacks}; pass the model as it was before its training")
+        return {k: p - there[k].detach().to(p) for k, p in self.theta.items()}
 
     def points(self, name: str, X) -> torch.Tensor:
         """Return X as a tensor on the module's device, numbers with a point in its type."""
@@ -210,9 +212,8 @@ class Function:
 class Labelled:
     """Points X, a tensor, with outputs f and labels y of a `Function`, arrays (n, c).
 
-    `data` is (X, Y), a data set of torch, or a `DataLoader`, whose data set is read in its own
-    order. Labels are those that `lib.losses.Loss.beside` takes. Errors name data by their `role`,
-    "train" or "test".
+    `data` are those of `lib.torch_influence.influence`; errors name them by their `role`, "train"
+    or "test".
     """
 
     def __init__(self, at: Function, loss: Loss, role: str, data):
@@ -233,22 +234,22 @@ class Labelled:
 def _read(role: str, data) -> tuple:
     """Return the points and labels of (X, Y), a data set or a loader."""
     data = data.dataset if isinstance(data, DataLoader) else data
-    if not isinstance(data, Dataset):
-        if not (isinstance(data, tuple | list) and len(data) == 2):
-            size = f" of {len(data)}" if hasattr(data, "__len__") else ""
-            raise TypeError(
-                f"{role} must be (X, Y), a data set of torch or a DataLoader, not a "
-                f"{type(data).__name__}{size}; pass (X, Y)"
-            )
-        X, Y = data
-    else:
-        first, again = data[0][0], data[0][0]
-        if not torch.equal(torch.as_tensor(first), torch.as_tensor(again)):
+    kept = isinstance(data, Dataset) and hasattr(data, "__len__")  # one that can be read twice
+    pair = data[0] if kept else data
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        size = f" of {len(pair)}" if hasattr(pair, "__len__") else ""
+        raise TypeError(
+            f"{role} must be (X, Y), a data set of torch with such pairs or a DataLoader, not a "
+            f"{type(pair).__name__}{size}; pass (X, Y)"
+        )
+    if kept:
+        if not torch.equal(*(torch.as_tensor(x) for x in (pair[0], data[0][0]))):
             raise ValueError(
                 f"{role} gives another point each time that it is read; switch off random "
                 "augmentation"
             )
-        X, Y = (torch.cat(parts) for parts in zip(*DataLoader(data, 256), strict=True))
+        pair = (torch.cat(parts) for parts in zip(*DataLoader(data, 256), strict=True))
+    X, Y = pair
     return X, Y.detach().cpu() if isinstance(Y, torch.Tensor) else Y
 
 
@@ -288,8 +289,7 @@ def kinks(
     Source: the kinks are the active manifold of a partly smooth function, Lewis (2002).
 
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).eval()
-    >>> with torch.no_grad():
-    ...     _ = net[0].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+    >>> net[0].weight.data = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
     >>> kinks(net, [[2.0, 2.0], [3.0, 0.0]]).tolist()  # the first ReLU at the first point
     [[2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
     """

@@ -269,13 +269,10 @@ def retrain_modules(
     steps, together = check.integer("steps", steps, 2), check.integer("together", together)
     fit = Fit(model, loss, train, X_te, check.number("lam", lam, above=0), steps, step, decay)
     groups = _groups(groups, len(fit.train.y))
-    header = {
-        "format": "lib.retrain.modules 1",
-        "model": str(model),
-        "loss": type(fit.train.loss).__name__,
-    }
-    header |= {"lam": fit.lam, "steps": steps, "step": fit.step, "decay": decay, "warm": warm}
-    header |= {"data": fit.digest(), "code": code_version(TRAINS_MODULES)}
+    header = {"format": "lib.retrain.modules 1", "model": str(model), "lam": fit.lam}
+    header |= {"loss": type(fit.train.loss).__name__, "steps": steps, "step": fit.step}
+    header |= {"decay": decay, "warm": warm, "data": fit.digest()}
+    header |= {"code": code_version(TRAINS_MODULES)}
 
     def end(full):
         return fit.at.split(fit.at.vector.new_tensor(full["theta"]))
@@ -306,7 +303,7 @@ class Fit:
         self.train, self.start = Labelled(self.at, loss_of(loss), "train", train), self.at.theta
         self.X_te = self.at.points("X_te", X_te)
         self.at.outputs("X_te", self.X_te)
-        self.at.jacobians(self.train.X[:1])  # which refuses what vmap cannot do
+        empirical_ntk(model, self.train.X[:16])  # which refuses what cannot be trained here
         self.anchor = {k: torch.zeros_like(v) if decay else v for k, v in self.start.items()}
         if step is None:  # to three digits, which do not depend on the order of sums
             top = np.linalg.eigvalsh(empirical_ntk(model, self.train.X))[-1]

@@ -110,9 +110,8 @@ def influence(
     starts where nc is too large, with what to do then.
     Source: Zhang and Zhang (2022), Eq 12; Koh and Liang (2017).
 
-    >>> line = nn.Linear(2, 1, bias=False).double().eval()
-    >>> with torch.no_grad():  # the minimum for λ = ½: (1 + ½) w = ±1
-    ...     _ = line.weight.copy_(torch.tensor([[2 / 3, -2 / 3]]))
+    >>> line = nn.Linear(2, 1, bias=False).double().eval()  # the minimum for λ = ½: (1 + ½) w = ±1
+    >>> line.weight.data = torch.tensor([[2 / 3, -2 / 3]], dtype=torch.float64)
     >>> train, test = (np.eye(2), [[1.0], [-1.0]]), ([[0.6, 0.8]], [[1.0]])
     >>> one = influence(line, nn.MSELoss(), train, test, lam=0.5)
     >>> one.h.round(6).tolist(), one.ihvp.round(6).tolist(), one.newton.round(6).tolist()
@@ -263,9 +262,8 @@ def full_influence(
     `steps` steps are too few.
     Source: Koh and Liang (2017) for s_i; Zhang and Zhang (2022), Eq 12, is its Gauss-Newton part.
 
-    >>> line = nn.Linear(2, 1, bias=False).double().eval()
-    >>> with torch.no_grad():  # the minimum for λ = ½: (1 + ½) w = ±1
-    ...     _ = line.weight.copy_(torch.tensor([[2 / 3, -2 / 3]]))
+    >>> line = nn.Linear(2, 1, bias=False).double().eval()  # the minimum for λ = ½: (1 + ½) w = ±1
+    >>> line.weight.data = torch.tensor([[2 / 3, -2 / 3]], dtype=torch.float64)
     >>> train, test = (np.eye(2), [[1.0], [-1.0]]), ([[0.6, 0.8]], [[1.0]])
     >>> one = full_influence(line, nn.MSELoss(), train, test, lam=0.5, points=[0, 1])
     >>> one.h.round(6).tolist(), one.ihvp.round(6).tolist(), one.newton.round(6).tolist()

@@ -693,6 +693,14 @@ def test_bad_input_of_modules():
         retrain_modules(line(), Squared(), (X, Y[:, None]), X_TE, [0], **QUIET)
     with pytest.raises(TypeError, match=r"train must be \(X, Y\), .* not a ndarray of 8; pass"):
         retrain_modules(line(), Squared(), X, X_TE, [0], **QUIET)
+    sign = line()
+    sign.register_forward_hook(lambda *parts: torch.sign(parts[2]))
+    with pytest.raises(ValueError, match="outputs do not depend on the chosen parameters"):
+        retrain_modules(sign, Squared(), (X, Y), X_TE, [0], step=0.1, **QUIET)
+    branch = line()
+    branch.register_forward_hook(lambda *parts: parts[2] if parts[2].sum() > 0 else -parts[2])
+    with pytest.raises(ValueError, match="torch.func.vmap cannot do .* torch.where"):
+        retrain_modules(branch, Squared(), (X, Y), X_TE, [0], step=0.1, **QUIET)
     with pytest.raises(ValueError, match=r"cannot take X_te, 1 points in shape \(1, 3\): .* pass"):
         retrain_modules(line(), Squared(), (X, Y), X_TE[:1, :3], [0], **QUIET)
     with pytest.raises(ValueError, match="training mode"):

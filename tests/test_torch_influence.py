@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils import parameters_to_vector
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from book.oracles import Deep
 from lib import torch_influence
@@ -609,6 +609,10 @@ def test_points_without_any_gradient_are_no_answer():
             estimate(net, nn.MSELoss(), (X, np.ones(3)), (X, np.ones(3)), LAM)
 
 
+class Stream(IterableDataset):
+    """Points that are read once."""
+
+
 SMALL, LABELS, TESTS = np.zeros((4, 5)), np.array([0, 1, 2, 0]), np.zeros((2, 5))
 TEST = TESTS, LABELS[:2]
 
@@ -618,6 +622,8 @@ TEST = TESTS, LABELS[:2]
     [
         ({"train": [1, 2, 3]}, TypeError, r"train must be \(X, Y\), .* not a list of 3; pass"),
         ({"train": iter([1])}, TypeError, "train must be .* not a list_iterator; pass"),
+        ({"train": TensorDataset(torch.zeros(4, 5))}, TypeError, "train must .* not a tuple of 1;"),
+        ({"train": Stream()}, TypeError, "train must be .* not a Stream; pass"),
         ({"test": SMALL}, TypeError, "test must be .* not a ndarray of 4; pass"),
         (
             {"train": (SMALL[:, :4], LABELS)},
