@@ -612,6 +612,9 @@ def test_points_without_any_gradient_are_no_answer():
 class Stream(IterableDataset):
     """Points that are read once."""
 
+    def __iter__(self):
+        return iter([])
+
 
 SMALL, LABELS, TESTS = np.zeros((4, 5)), np.array([0, 1, 2, 0]), np.zeros((2, 5))
 TEST = TESTS, LABELS[:2]
