@@ -23,17 +23,17 @@ from torch import nn
 from tqdm import tqdm
 
 from book.chapters import provenance, recorder, store
+from book.oracles import Centred, Deep
 from book.scale import plain
 from lib import data
-from lib.deep import Deep, deep_ntk
-from lib.hessian import directions, full_influence, kinks, on_kink, parameters, relu_inputs
 from lib.influence import Influence
 from lib.journal import Journal
+from lib.kernel import deep_ntk
 from lib.losses import Softmax, Squared
-from lib.many import LOSSES, Fit
-from lib.module import Centred, empirical_ntk
+from lib.module import directions, empirical_ntk, kinks, on_kink, parameters, relu_inputs
 from lib.regression import Regression
-from lib.torch_influence import influence
+from lib.retrain import Fit
+from lib.torch_influence import full_influence, influence
 
 # Our choices. Ridge, steps and points were fixed with seed 0. The list of cases was cut twice for
 # time, got GELU at ridge 3, and later its widths above 256 and the other seeds of all but the
@@ -200,7 +200,7 @@ def train(case: Case) -> Run:
     order = np.argsort(Regression(K0, Y, lam, loss).h, kind="stable")
     points = order[np.linspace(0, case.n - 1, POINTS).round().astype(int)].tolist()
     step = case.step * 0.5 / (top + lam)
-    fit = Fit(net, loss, d.X, Y, d.X_te, lam, case.steps, step, False)
+    fit = Fit(net, loss, (d.X, Y), d.X_te, lam, case.steps, step, False)
     full, (first,) = fit([()], fit.start)
     begin = {k: v[0] for k, v in full.items()}
     ends, results = fit([(i,) for i in points], begin)
@@ -319,7 +319,7 @@ def measure(case: Case) -> dict:
 def at_rest(run: Run) -> tuple[float, float]:
     """The norm of the gradient over that of the pull λ(θ − θ₀), and ‖θ − θ₀‖/‖θ₀‖."""
     X, Y = map(torch.as_tensor, run.train)
-    loss = LOSSES[type(run.loss).__name__](run.net(X).reshape(Y.shape), Y).sum()
+    loss = run.loss.in_torch(run.net(X).reshape(Y.shape), Y).sum()
     slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.net.parameters()))])
     (_, end), (_, start) = parameters(run.net), parameters(run.start)
     pull = run.lam * (end - start)
@@ -358,7 +358,7 @@ def bends(run: Run) -> torch.Tensor:
         module.register_forward_hook(lambda *parts: seen.append(parts[2]))
         for module in run.net.modules() if isinstance(module, nn.ReLU)
     ]  # fmt: skip
-    loss = LOSSES[type(run.loss).__name__](run.net(X).reshape(Y.shape), Y).sum()
+    loss = run.loss.in_torch(run.net(X).reshape(Y.shape), Y).sum()
     for hook in hooks:
         hook.remove()
     return torch.cat([g.flatten(1) for g in torch.autograd.grad(loss, seen)], 1)

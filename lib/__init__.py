@@ -4,13 +4,13 @@ An executable edition of R. Zhang and S. Zhang, *Rethinking Influence Functions 
 in the Over-parameterized Regime* (AAAI 2022). Each module holds one idea:
 
 - `lib.data`: images as unit vectors with their labels
-- `lib.kernel`: the neural tangent kernel (Eq 4)
+- `lib.kernel`: the neural tangent kernel (Eq 4), and that of deep networks
 - `lib.influence`: what follows from predictions alone (Eq 7, 8, 14)
 - `lib.inverse`: the inverse that everything is a product with
 - `lib.packed`: the same in half the memory or in a folder, for tens of thousands of points
 - `lib.cluster`: the same on the machines of a Dask cluster
 - `lib.ridge`: kernel ridge regression and its influence (Eq 5, 6, 9, 13, 15)
-- `lib.losses`: squared, logistic and softmax loss
+- `lib.losses`: squared, logistic and softmax loss, for arrays and for torch
 - `lib.regression`: kernel regression with any of them, and its influence
 - `lib.changes`: groups that leave, other labels, new points
 - `lib.stream`: influence on many test points, a block at a time
@@ -26,11 +26,8 @@ in the Over-parameterized Regime* (AAAI 2022). Each module holds one idea:
 - `lib.journal`: a file of results that survives
 - `lib.ihvp`: the usual estimate for a network of finite width (Eq 12)
 - `lib.audit`, `lib.points`, `lib.report`: the tool: an audit of a data set, and its report
-- `lib.deep`: deep ReLU networks and their kernel at infinite width
-- `lib.module`: the kernel of any torch module at its parameters
+- `lib.module`: any torch module as a function of its parameters: its kernel, its kinks
 - `lib.torch_influence`: the influence of a trained torch module, and a check by retraining
-- `lib.many`: small torch modules trained again, side by side
-- `lib.hessian`: influence with the full Hessian of a module, and the kinks of its ReLUs
 - `lib.check`: what is said of bad input
 """
 

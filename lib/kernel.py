@@ -1,9 +1,10 @@
-"""The neural tangent kernel of the infinitely wide two-layer ReLU network (Eq 4)."""
+"""Neural tangent kernels of wide ReLU networks: of two layers (Eq 4), and of any depth."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,6 +41,53 @@ def ntk(X, X2=None, *, dtype: str = "float64", block: int = 128):
 def _eq_4(u: torch.Tensor, phi: torch.Tensor) -> torch.Tensor:
     """Return Eq 4 for u and π − arccos u, in the memory of the second."""
     return phi.mul_(u).mul_(0.5 / math.pi)
+
+
+def deep_ntk(
+    X, X2=None, *, depth: int, frozen: bool = False, dtype: str = "float64", block: int = 256
+):
+    """Return the neural tangent kernel of an infinitely wide ReLU network with `depth` layers.
+
+    K = ½ Θᴸ,  Θˡ = Θˡ⁻¹ κ₀(Σˡ⁻¹) + Σˡ,  Σˡ = κ₁(Σˡ⁻¹),  Σ⁰ = Θ⁰ = u = x·x',
+    κ₀(u) = (π − arccos u)/π,  κ₁(u) = (u (π − arccos u) + √(1 − u²))/π,
+
+    for f(x) = m^{-1/2} A h_L, h_l = relu(√(2/m) W_l h_{l−1}), h_1 = relu(W_1 x) with L = `depth`
+    hidden layers of width m → ∞, all of whose weights begin as N(0, 1) and are trained. With
+    `frozen` the read-out A is not trained and the last Σᴸ falls away: depth 1 is then Eq 4, `ntk`.
+    Arguments, result and errors are otherwise those of `ntk`, so that
+    `functools.partial(deep_ntk, depth=3)` stands wherever `ntk` does. The diagonal is (L + 1)/2
+    exactly, L/2 with `frozen`. Angles go from layer to layer without the arccosine, which would
+    lose half of the digits where u → 1: 1 − cos θˡ⁺¹ = 2 sin²(θˡ/2) − (sin θˡ − θˡ cos θˡ)/π.
+
+    Raises `ValueError` for a depth below 1 and as `ntk` does.
+    Source: Jacot, Gabriel and Hongler (2018); Cho and Saul (2009) for κ₀ and κ₁.
+
+    >>> X = np.array([[1.0, 0.0], [0.5, 0.75**0.5]])  # 60 degrees apart
+    >>> deep_ntk(X, depth=1, frozen=True).round(6).tolist()  # Eq 4
+    [[0.5, 0.166667], [0.166667, 0.5]]
+    >>> deep_ntk(X, depth=3).round(6).tolist()
+    [[2.0, 0.868922], [0.868922, 2.0]]
+    """
+    depth = check.integer("depth", depth)
+    if not isinstance(frozen, bool):
+        raise TypeError(f"frozen must be True or False, not {frozen!r}; pass one of them")
+    layers = partial(_layers, depth=depth, frozen=frozen)
+    return angular(X, X2, layers, (depth + (not frozen)) / 2, dtype, block)
+
+
+def _layers(u: torch.Tensor, phi: torch.Tensor, depth: int, frozen: bool) -> torch.Tensor:
+    """Return ½ Θᴸ from u and φ = π − θ. Near u = −1, φ keeps the digits that θ would lose."""
+    theta = u
+    for layer in range(1, depth + 1):
+        theta = theta * phi / math.pi
+        if not (frozen and layer == depth):
+            theta += (torch.sin(phi) - phi * torch.cos(phi)) / math.pi  # Σˡ
+        if layer < depth:  # half of 1 − κ₁, see `deep_ntk`
+            angle = math.pi - phi
+            half = torch.sin(angle / 2) ** 2
+            half -= (torch.sin(angle) - angle * torch.cos(angle)) / (2 * math.pi)
+            phi = math.pi - 2 * torch.asin(half.clamp_(min=0).sqrt())
+    return theta / 2
 
 
 def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):

@@ -1,8 +1,7 @@
-"""The neural tangent kernel of any `torch.nn.Module`, at the parameters that it has (empirical)."""
+"""Any `torch.nn.Module` as a function of its parameters: outputs, losses, kernel, and kinks."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -10,16 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call, jacrev, jvp, vmap
+from torch.utils.data import DataLoader, Dataset
 
 from lib import check
-from lib.losses import Softmax
+from lib.losses import Loss
 
 
 def empirical_ntk(
     model: nn.Module, X, X2=None, *, parameters: Iterable[str] | None = None, trace: bool = False,
     dtype: str = "float64", memory: float = 1e9,
 ) -> np.ndarray:  # fmt: skip
-    """Return the kernel of a module at its present parameters: products of its Jacobians.
+    """Return the neural tangent kernel of a module at its present parameters (empirical).
 
     K_θ(x, x') = J(x) J(x')ᵀ,  J(x) = ∂f(x)/∂θ, (c, p).
 
@@ -37,7 +37,8 @@ def empirical_ntk(
     training mode neither holds, and there is no kernel.
 
     Raises `ValueError` for a module in training mode, outputs that are not (n,) or (n, c), outputs
-    that depend on the other points of the batch, and names that no parameter has.
+    that depend on the other points of the batch or on none of the chosen parameters, derivatives
+    that are not finite, branches on values, and names that no parameter has.
     Source: Jacot, Gabriel and Hongler (2018).
 
     >>> line = nn.Linear(2, 1).eval()  # J = (x, 1)
@@ -46,95 +47,66 @@ def empirical_ntk(
     >>> empirical_ntk(line, [[1.0, 2.0]], parameters=["weight"]).tolist()
     [[5.0]]
     """
-    f = _Module(model, parameters)
+    f = Function(model, parameters)
     A, own = f.points("X", X), X2 is None
     B = A if own else f.points("X2", X2)
-    c = f.outputs(A)
+    c = f.outputs("X", A[:2])[0].size
+    f.outputs("X2", B[:2])
     width = 1 if trace else c  # rows that a point has in K
     K = torch.empty(len(A) * width, len(B) * width, dtype=check.precision(dtype)).numpy()
     # a block of points has its Jacobians in the module's type, and one more in float64
     step = max(1, int(check.number("memory", memory, above=0) // (24 * c * f.size)))
+
+    def rows(J):
+        return J.double().reshape(len(J) * width, -1)
+
+    moves = False
     for i in range(0, len(A), step):
         left = f.jacobians(A[i : i + step])
+        moves = moves or any(bool(J.any()) for J in left)
         for j in range(i if own else 0, len(B), step):
             right = left if own and i == j else f.jacobians(B[j : j + step])
-            block = sum(
-                _rows(P, width) @ _rows(Q, width).T for P, Q in zip(left, right, strict=True)
-            )
+            pairs = zip(left, right, strict=True)
+            block = sum(rows(P) @ rows(Q).T for P, Q in pairs)
             block = (block if left is not right else (block + block.T) / 2).cpu().numpy()
             K[i * width : (i + step) * width, j * width : (j + step) * width] = block
             if own:
                 K[j * width : (j + step) * width, i * width : (i + step) * width] = block.T
+    if not moves:
+        raise ValueError(
+            "outputs do not depend on the chosen parameters, so that every influence would be 0: "
+            "no_grad, detach or sign in forward? Take it out, or choose other parameters"
+        )
     return K
-
-
-def _rows(J: torch.Tensor, width: int) -> torch.Tensor:
-    """Return Jacobians (b, c, p) in float64 with `width` rows a point."""
-    return J.double().reshape(len(J) * width, -1)
 
 
 def outputs(model: nn.Module, X, block: int = 1000) -> np.ndarray:
     """Return the outputs of a module in evaluation mode as float64, (n,) or (n, c).
 
-    Raises `ValueError` for outputs that are not finite, as parameters that are NaN give them.
+    Raises `ValueError` for points that the module cannot take, and outputs that are of another
+    shape, depend on other points or are not finite, as parameters that are NaN give them.
     """
-    f = _Module(model)
-    with torch.no_grad():
-        found = torch.cat([model(x) for x in f.points("X", X).split(block)]).double()
-    check.finite("model(X)", found)
-    return found.cpu().numpy()
+    f = Function(model, ["*"])
+    return f.outputs("X", f.points("X", X), block)
 
 
-def labels_like(loss, name: str, y, f: np.ndarray) -> np.ndarray:
-    """Return the labels of points with outputs f as `loss` has them, (n, c); check their shape.
+def parameters(model: nn.Module) -> tuple:
+    """Return the function from one vector to named parameters, and those of the module, (p,)."""
+    f = Function(model)
+    return f.split, f.vector
 
-    For softmax loss they may be the numbers of the classes, 0 to c − 1.
 
-    >>> labels_like(Softmax(), "Y", [2, 0], np.zeros((2, 3))).tolist()
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+class Function:
+    """A module in evaluation mode, as a function of those of its parameters that are chosen.
+
+    `theta` are these parameters, {name: tensor}, and `size` is the number p of their entries.
     """
-    if isinstance(loss, Softmax) and f.ndim == 2 and np.ndim(y) == 1:
-        y, c = check.array(name, y, 1), f.shape[1]
-        if (bad := y[~np.isin(y, np.arange(c))]).size:
-            raise ValueError(
-                f"{name} has the class {bad[0]:g}, but the model has {c} outputs; "
-                f"number the classes 0 to {c - 1}"
-            )
-        y = np.eye(c)[y.astype(int)]
-    y = loss.labels(name, y, len(f))
-    if y.shape != f.shape:
-        raise ValueError(
-            f"{name} has shape {y.shape}, but the outputs have {f.shape}; pass as many labels a "
-            "point as the model has outputs"
-        )
-    return y.reshape(len(f), -1)
-
-
-class Centred(nn.Module):
-    """The outputs of a module less those it has now: f(x; θ) − f(x; θ₀), 0 until it is trained.
-
-    >>> net = Centred(nn.Linear(2, 1).eval())
-    >>> net(torch.ones(1, 2)).tolist(), [name for name, _ in net.named_parameters()]
-    ([[0.0]], ['model.weight', 'model.bias'])
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model, self._start = model, [copy.deepcopy(model)]  # in a list: no part of this one
-        self.train(model.training)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            before = self._start[0](x)
-        return self.model(x) - before
-
-
-class _Module:
-    """A module in evaluation mode, as a function of those of its parameters that are chosen."""
 
     def __init__(self, model: nn.Module, chosen: Iterable[str] | None = None):
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+            raise TypeError(
+                f"model must be a torch.nn.Module, not {type(model).__name__}; pass the module"
+            )
         if any(module.training for module in model.modules()):
             raise ValueError(
                 "model is in training mode, where dropout is random and batch normalisation mixes "
@@ -147,48 +119,138 @@ class _Module:
         self.rest = {k: v.detach() for k, v in state.items() if k not in self.theta}
         self.size = sum(v.numel() for v in self.theta.values())
 
+    def __call__(self, theta: dict, X: torch.Tensor) -> torch.Tensor:
+        """Return the outputs at other values of the parameters."""
+        return functional_call(self.model, (self.rest, theta), (X,))
+
+    @property
+    def vector(self) -> torch.Tensor:
+        """The parameters in one vector, (p,)."""
+        return torch.cat([v.flatten() for v in self.theta.values()])
+
+    def split(self, v: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the parameters in a vector (p,) by their names."""
+        parts = v.split([x.numel() for x in self.theta.values()])
+        return {k: x.view_as(y) for x, (k, y) in zip(parts, self.theta.items(), strict=True)}
+
+    def since(self, start: nn.Module) -> dict[str, torch.Tensor]:
+        """Return θ less the parameters of the same module at another time."""
+        there = dict(start.named_parameters()) if isinstance(start, nn.Module) else {}
+        for k, p in self.theta.items():
+            if k not in there or there[k].shape != p.shape:
+                lacks = f"start has no parameter {k!r} of shape {tuple(p.shape)}"
+                raise ValueError(f"{lacks}; pass the model as it was before its training")
+        return {k: p - there[k].detach().to(p) for k, p in self.theta.items()}
+
     def points(self, name: str, X) -> torch.Tensor:
         """Return X as a tensor on the module's device, numbers with a point in its type."""
-        X = X.detach() if isinstance(X, torch.Tensor) else torch.as_tensor(np.array(X))
+        if not isinstance(X, torch.Tensor):
+            X = check.plain(name, X)
+            X = torch.as_tensor(check.array(name, X, tuple(range(1, 9)), X.dtype).copy())
         if not X.ndim or not len(X):
             raise ValueError(f"{name} has no points: its shape is {tuple(X.shape)}; pass (n, ...)")
         check.finite(name, X)
         like = next(iter(self.theta.values()))
-        return X.to(like.device, like.dtype if X.is_floating_point() else None)
+        return X.detach().to(like.device, like.dtype if X.is_floating_point() else None)
 
-    def outputs(self, X: torch.Tensor) -> int:
-        """Return how many outputs a point has, once each is seen to depend on its own input."""
-        with torch.no_grad():
-            f, alone = self.model(X[:2]), self.model(X[[0, 0]])
-        if f.ndim not in (1, 2) or len(f) != len(X[:2]):
+    def outputs(self, name: str, X: torch.Tensor, block: int = 1000) -> np.ndarray:
+        """Return the outputs as float64, (n,) or (n, c), each seen to depend on its own input."""
+        try:
+            with torch.no_grad():
+                *parts, two, twice = (self.model(x) for x in (*X.split(block), X[:2], X[[0, 0]]))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(
-                f"model maps {len(X[:2])} points to shape {tuple(f.shape)}; let it return one row "
-                "a point, (n,) or (n, c)"
+                f"model cannot take {name}, {len(X)} points in shape {tuple(X.shape)}: {error}; "
+                "pass points of the shape that it was trained on"
+            ) from error
+        if not isinstance(two, torch.Tensor):
+            raise TypeError(
+                f"model returns a {type(two).__name__}; wrap it in a module that returns one "
+                "tensor, (n,) or (n, c)"
             )
-        if not torch.allclose(f[0], alone[0], rtol=1e-3, atol=1e-5):
+        if two.ndim not in (1, 2) or len(two) != len(X[:2]):
+            raise ValueError(
+                f"model maps {len(X[:2])} points to shape {tuple(two.shape)}; let it return one "
+                "row a point, (n,) or (n, c)"
+            )
+        if not torch.allclose(two[0], twice[0], rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ValueError(
                 "model gives a point another output beside another point; turn off what mixes "
                 "points, such as batch normalisation without running statistics"
             )
-        return f[0].numel()
+        found = torch.cat(parts).double()
+        check.finite(f"model({name})", found)
+        return found.cpu().numpy()
 
     def jacobians(self, X: torch.Tensor) -> list[torch.Tensor]:
         """Return ∂f/∂θ at each point, (b, c, p) for each of the parameters."""
-
-        def one(theta, x):
-            return functional_call(self.model, (self.rest, theta), (x[None],)).reshape(-1)
-
-        each = vmap(jacrev(one), (None, 0), randomness="error")
-        return [J.flatten(2) for J in each(self.theta, X).values()]
+        one = jacrev(lambda theta, x: self(theta, x[None]).reshape(-1))
+        try:
+            each = vmap(one, (None, 0), randomness="error")(self.theta, X).values()
+        except RuntimeError as error:
+            if not str(error).startswith("vmap:"):
+                raise
+            raise ValueError(
+                f"model does what torch.func.vmap cannot do ({str(error).split('. ')[0]}); in "
+                "forward write torch.where for branches on values, and no .item() or random numbers"
+            ) from error
+        if not all(bool(torch.isfinite(J).all()) for J in each):
+            raise ValueError(
+                "model has derivatives that are not finite, as a root or a norm has at 0; add a "
+                "small number there"
+            )
+        return [J.flatten(2) for J in each]
 
     def along(self, v: dict[str, torch.Tensor], X: torch.Tensor, block: int = 1000) -> np.ndarray:
         """Return J v for a change v of θ, shaped like the outputs."""
         Jv = [
-            jvp(lambda theta, x=x: functional_call(self.model, (self.rest, theta), (x,)),
-                (self.theta,), (v,))[1]
-            for x in X.split(block)
-        ]  # fmt: skip
+            jvp(lambda theta, x=x: self(theta, x), (self.theta,), (v,))[1] for x in X.split(block)
+        ]
         return torch.cat(Jv).detach().double().cpu().numpy()
+
+
+class Labelled:
+    """Points X, a tensor, with outputs f and labels y of a `Function`, arrays (n, c).
+
+    `data` are those of `lib.torch_influence.influence`; errors name them by their `role`, "train"
+    or "test".
+    """
+
+    def __init__(self, at: Function, loss: Loss, role: str, data):
+        names = ("X_te", "y_te") if role == "test" else ("X", "Y")
+        X, Y = _read(role, data)
+        self.at, self.loss, self.X = at, loss, at.points(names[0], X)
+        f = at.outputs(names[0], self.X)
+        self.y = loss.beside(names[1], Y, f).reshape(len(f), -1)
+        self.f = f.reshape(self.y.shape)
+        self._y = torch.as_tensor(self.y).to(next(iter(at.theta.values())))
+
+    def losses(self, theta: dict | torch.Tensor) -> torch.Tensor:
+        """Return the loss of each point at other values of the parameters, (n,)."""
+        theta = theta if isinstance(theta, dict) else self.at.split(theta)
+        return self.loss.in_torch(self.at(theta, self.X).reshape(self._y.shape), self._y)
+
+
+def _read(role: str, data) -> tuple:
+    """Return the points and labels of (X, Y), a data set or a loader."""
+    data = data.dataset if isinstance(data, DataLoader) else data
+    kept = isinstance(data, Dataset) and hasattr(data, "__len__")  # one that can be read twice
+    pair = data[0] if kept else data
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        size = f" of {len(pair)}" if hasattr(pair, "__len__") else ""
+        raise TypeError(
+            f"{role} must be (X, Y), a data set of torch with such pairs or a DataLoader, not a "
+            f"{type(pair).__name__}{size}; pass (X, Y)"
+        )
+    if kept:
+        if not torch.equal(*(torch.as_tensor(x) for x in (pair[0], data[0][0]))):
+            raise ValueError(
+                f"{role} gives another point each time that it is read; switch off random "
+                "augmentation"
+            )
+        pair = (torch.cat(parts) for parts in zip(*DataLoader(data, 256), strict=True))
+    X, Y = pair
+    return X, Y.detach().cpu() if isinstance(Y, torch.Tensor) else Y
 
 
 def _names(every: dict[str, nn.Parameter], chosen: Iterable[str] | None) -> list[str]:
@@ -206,3 +268,70 @@ def _names(every: dict[str, nn.Parameter], chosen: Iterable[str] | None) -> list
                 f"there are {', '.join(every)}"
             )
     return [name for name in every if any(fnmatchcase(name, p) for p in chosen)]
+
+
+def kinks(
+    model: nn.Module, X, *, tol: float = 1e-3, parameters: Iterable[str] | None = None
+) -> np.ndarray:
+    """Return how parameters move the inputs of ReLUs that lie on their kink, (q, p): ∇_θ z.
+
+    Training with ReLU comes to rest where the inputs z of some ReLUs are 0 at some points: on one
+    side of the kink the objective falls towards it, on the other it rises. A derivative sees one
+    side only, but such a minimum stays on its kinks when the objective changes a little. So
+    `lib.torch_influence.full_influence(..., hold=kinks(model, X))` moves along directions that keep
+    these z.
+
+    A pair of an input and a point of X is on the kink if abs(z) ≤ `tol` times the rms of the inputs
+    of this ReLU. ReLUs are the `torch.nn.ReLU` in the module. `parameters` chooses θ as in
+    `empirical_ntk`.
+
+    Raises `ValueError` for a module without one.
+    Source: the kinks are the active manifold of a partly smooth function, Lewis (2002).
+
+    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).eval()
+    >>> net[0].weight.data = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+    >>> kinks(net, [[2.0, 2.0], [3.0, 0.0]]).tolist()  # the first ReLU at the first point
+    [[2.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    """
+    return directions(model, X, on_kink(model, X, tol), parameters=parameters)
+
+
+def directions(
+    model: nn.Module, X, chosen, *, parameters: Iterable[str] | None = None
+) -> np.ndarray:
+    """Return ∇_θ z of chosen inputs of ReLUs, (q, p); `chosen` is (n, number of inputs)."""
+    f, rows = Function(model, parameters), []
+    for x, one in zip(f.points("X", X), chosen, strict=True):
+        if one.any():
+
+            def inputs(v, x=x, one=one):
+                return relu_inputs(model, f.rest | f.split(v), x[None])[0][one]
+
+            rows.append(jacrev(inputs)(f.vector))
+    return torch.cat(rows).cpu().numpy() if rows else np.empty((0, f.size))
+
+
+def on_kink(model: nn.Module, X, tol: float = 1e-3) -> torch.Tensor:
+    """Return which inputs of ReLUs lie on their kink, (n, number of inputs), see `kinks`."""
+    f = Function(model, ["*"])
+    with torch.no_grad():
+        z = relu_inputs(model, f.theta, f.points("X", X), each=True)
+        return torch.cat([one.abs() <= tol * (one**2).mean().sqrt() for one in z], 1)
+
+
+def relu_inputs(model: nn.Module, theta: dict, X, each: bool = False, kinds=(nn.ReLU,)):
+    """Return the inputs of all ReLUs at parameters θ, (n, number), or of `each`, a list."""
+    found = [module for module in model.modules() if isinstance(module, kinds)]
+    if not found:
+        raise ValueError("model has no torch.nn.ReLU; write its activation as that module")
+    seen = []  # copies, since a ReLU may work in place
+    hooks = [
+        m.register_forward_pre_hook(lambda _, z: seen.append(z[0].flatten(1).clone()))
+        for m in found
+    ]
+    try:
+        functional_call(model, theta, (X,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen if each else torch.cat(seen, 1)

@@ -244,7 +244,7 @@ class _Memory:
 
     def room(self, kept: int, work: int, dtype: torch.dtype, device: torch.device) -> None:
         need, on_gpu = (kept + work) * dtype.itemsize, device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if on_gpu else _free_memory()
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory()
         if need > free:
             raise MemoryError(
                 f"the inverse needs {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free "
@@ -328,7 +328,7 @@ class _Folder:
         return self.folder / f"{i}-{j}-{stage}.npy"
 
 
-def _free_memory(proc=Path("/proc"), groups=Path("/sys/fs/cgroup")) -> int:
+def free_memory(proc=Path("/proc"), groups=Path("/sys/fs/cgroup")) -> int:
     """Return how much memory is free, or taken by what the system drops when it is needed.
 
     It is no more than what the control groups of this process leave, of either version.

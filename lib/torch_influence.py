@@ -7,6 +7,7 @@ the Hessian Λ of the loss in the outputs, the Gauss-Newton Hessian H = JᵀΛJ 
 
 so that nc solves give every pair, without a stochastic estimate and whatever the number p of
 parameters. What it leaves out is ∇²f, which is 0 for a network that is linear in its parameters.
+`full_influence` has it, by products with vectors, for a few training points at a time.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from functools import partial
 
 import numpy as np
 import torch
+from scipy.linalg import orth
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.func import grad, jvp
 
 from lib import check
-from lib.losses import Logistic, Loss, Softmax, Squared
-from lib.module import _Module, empirical_ntk, labels_like, outputs
-from lib.packed import _free_memory
+from lib.losses import loss_of
+from lib.module import Function, Labelled, empirical_ntk, outputs
+from lib.packed import free_memory
 from lib.regression import Estimates, repair
 
-LOSSES = {nn.MSELoss: Squared(), nn.BCEWithLogitsLoss: Logistic(), nn.CrossEntropyLoss: Softmax()}
+NO_GRADIENT = (
+    "the gradients of all points are 0, and so is every influence: outputs do not depend on the "
+    "chosen parameters (no_grad, detach or sign in forward?), or no loss does on the outputs"
+)
 
 
 class ModuleInfluence(Estimates):
@@ -85,6 +91,9 @@ def influence(
     - λ = n·c·w for `torch.nn.BCEWithLogitsLoss`, which is a mean over the outputs, too
     - λ = ½·n·c·w for `torch.nn.MSELoss`, which has no half besides
 
+    and with `reduction="sum"` λ = w, w and ½·w. That is the decay of SGD and Adam. AdamW decays
+    parameters beside the loss, and comes to rest at no such minimum.
+
     `loss` is such a loss or an object of `lib.losses`. `train` and `test` are (X, Y), a data set of
     torch, or a `DataLoader`, whose data set is read in its own order. Labels are what the loss asks
     for; for softmax also the numbers of the classes. The module is in evaluation mode, on any
@@ -96,90 +105,49 @@ def influence(
     Needs 8·nc·(5nc + 3tc) bytes, whatever the number of parameters.
 
     Raises `ValueError` for labels that do not match the outputs, λ ≤ 0, outputs that are not
-    finite, data that are drawn at random and what `empirical_ntk` refuses, `TypeError` for other
-    losses, and `MemoryError` before it starts where nc is too large, with what to do then.
+    finite, data that are drawn at random, another `start`, gradients that are all 0 and what
+    `empirical_ntk` refuses, `TypeError` for other losses and data, and `MemoryError` before it
+    starts where nc is too large, with what to do then.
     Source: Zhang and Zhang (2022), Eq 12; Koh and Liang (2017).
 
-    >>> line = nn.Linear(2, 1, bias=False).double().eval()
-    >>> with torch.no_grad():  # the minimum for λ = ½: (1 + ½) w = ±1
-    ...     _ = line.weight.copy_(torch.tensor([[2 / 3, -2 / 3]]))
+    >>> line = nn.Linear(2, 1, bias=False).double().eval()  # the minimum for λ = ½: (1 + ½) w = ±1
+    >>> line.weight.data = torch.tensor([[2 / 3, -2 / 3]], dtype=torch.float64)
     >>> train, test = (np.eye(2), [[1.0], [-1.0]]), ([[0.6, 0.8]], [[1.0]])
-    >>> one = influence(line, Squared(), train, test, lam=0.5)
+    >>> one = influence(line, nn.MSELoss(), train, test, lam=0.5)
     >>> one.h.round(6).tolist(), one.ihvp.round(6).tolist(), one.newton.round(6).tolist()
     ([0.666667, 0.666667], [[0.151111], [-0.201481]], [[0.533333], [-0.462222]])
     >>> round(one.rest, 6)
     0.0
     """
-    lam, (X, Y), (X_te, y_te) = check.number("lam", lam, above=0), _read(train), _read(test)
-    f, f_te, given, loss = outputs(model, X), outputs(model, X_te), loss, _loss(loss)
-    y, y_te = _labels(given, "Y", Y, f), _labels(given, "y_te", y_te, f_te)
-    _room(f.size, f_te.size)
-    kernel = partial(empirical_ntk, model, parameters=parameters, memory=memory)
-    K, k, here = kernel(X), kernel(X, X_te), _Module(model, parameters)
-    there = dict(start.named_parameters()) if start is not None else {}
-    v = {name: p - there[name].to(p) if there else p for name, p in here.theta.items()}
-    pull = [here.along(v, here.points("X", x)) for x in (X, X_te)]
-    f, f_te = f.reshape(y.shape), f_te.reshape(y_te.shape)
-    found = ModuleInfluence(K, k, f, y, f_te, y_te, lam, loss, pull)
-    found.X_te = X_te
+    lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
+    one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
+    _room(one.y.size, two.y.size)
+    kernel = partial(empirical_ntk, model, parameters=list(at.theta), memory=memory)
+    K, k, v = kernel(one.X), kernel(one.X, two.X), at.theta if start is None else at.since(start)
+    pull = [at.along(v, x) for x in (one.X, two.X)]
+    found = ModuleInfluence(K, k, one.f, one.y, two.f, two.y, lam, loss, pull)
+    found.X_te = two.X
+    if np.isnan(found.rest):
+        raise ValueError(f"{NO_GRADIENT}; check model and labels")
     if found.rest > 0.1:
         warnings.warn(
             f"model is not at rest: one more step on all points moves its outputs {found.rest:.2g} "
-            "times as much as the removal of one. Is lam n times the weight decay, and has the "
-            "training come to its end?",
+            "times as much as the removal of one. Is lam n times the weight decay of SGD or Adam "
+            "(AdamW has another minimum), and has the training come to its end?",
             stacklevel=2,
         )
     return found
 
 
-def _read(data) -> tuple:
-    """Return the points and labels of (X, Y), a data set or a loader."""
-    data = data.dataset if isinstance(data, DataLoader) else data
-    if not isinstance(data, Dataset):
-        X, Y = data
-    else:
-        first, again = data[0][0], data[0][0]
-        if not torch.equal(torch.as_tensor(first), torch.as_tensor(again)):
-            raise ValueError(
-                "train or test gives another point each time that it is read; switch off random "
-                "augmentation"
-            )
-        X, Y = (torch.cat(parts) for parts in zip(*DataLoader(data, 256), strict=True))
-    return X, Y.detach().cpu() if isinstance(Y, torch.Tensor) else Y
-
-
-def _loss(loss) -> Loss:
-    """Return the loss of `lib.losses` that a loss of torch is."""
-    same = loss if isinstance(loss, Loss) else LOSSES.get(type(loss))
-    other = [k for k in ("weight", "pos_weight") if getattr(loss, k, None) is not None]
-    other += ["label_smoothing"] if getattr(loss, "label_smoothing", 0) else []
-    if same is None or other:
-        raise TypeError(
-            f"loss must be an object of lib.losses, or nn.CrossEntropyLoss(), nn.MSELoss() or "
-            f"nn.BCEWithLogitsLoss() without {' and '.join(other) or 'weights'}, not {loss!r}"
-        )
-    return same
-
-
-def _labels(loss, name: str, y, f: np.ndarray) -> np.ndarray:
-    """Return the labels as the loss of `lib.losses` has them, (n, c)."""
-    if isinstance(loss, nn.BCEWithLogitsLoss):  # its classes are 0 and 1
-        y = check.array(name, y, (1, 2))
-        if (bad := y[(y != 0) & (y != 1)]).size:
-            raise ValueError(f"{name} must be 0 or 1 for {loss}, not {bad[0]:g}; recode it")
-        y = 2 * y - 1
-    return labels_like(_loss(loss), name, y, f)
-
-
 def _room(size: int, tests: int) -> None:
     """Raise `MemoryError` unless matrices of nc rows fit in the memory that is free."""
-    need, free = 8 * size * (5 * size + 3 * tests), _free_memory()
+    need, free = 8 * size * (5 * size + 3 * tests), free_memory()
     if need > free:
         raise MemoryError(
             f"n·c = {size} outputs of the training points need {need / 1e9:.1f} GB of memory, but "
-            f"{free / 1e9:.1f} are free, whatever parameters are chosen; train on fewer "
-            "points, with one output in place of two, or for squared loss and one output make the "
-            "kernel by tiles: "
+            f"{free / 1e9:.1f} are free, whatever parameters are chosen; train on fewer points, "
+            "for two classes give the model one output, or for squared loss and one output make "
+            "the kernel by tiles: "
             "lib.packed.PackedInverse(functools.partial(empirical_ntk, model), X, lam)"
         )
 
@@ -219,7 +187,8 @@ class Trust:
         for name in self.estimates:
             r, error = self.correlation(name), self.error(name)
             lines.append(f"{name:10} correlation {r:.3f}  relative error {error:.3f}")
-        return "\n".join([*lines, f"{'noise':10} {self.noise:.3f} of an influence"])
+        lines.append(f"{'noise':10} {self.noise:.3f} of an influence")
+        return "\n".join([*lines, "true if train(without) divides by all n, and so keeps lam"])
 
 
 def trust(
@@ -229,10 +198,13 @@ def trust(
 
     `train(without)` is the training function that made the model: it trains on all points but
     those, the empty list included, and returns the module. It decides where a training begins; if
-    its end depends on that, begin at the parameters of the trained model. It keeps λ, so that with
-    weight decay w the loss stays Σ_i ℓ_i / n, with n that of all points. Costs k + 1 trainings.
+    its end depends on that, begin at the parameters of the trained model. It has to keep λ: with
+    weight decay w the loss stays Σ_i ℓ_i / n, n that of all points. A mean over the points that
+    are kept divides by n − 1, and so trains with another λ, which moves a model as much as a
+    removal does: take the sum, and divide by n. Costs k + 1 trainings.
 
-    Raises `ValueError` for k below 2 or above the number of points.
+    Raises `ValueError` for k below 2 or above the number of points, and `TypeError` if `train`
+    returns no module.
     """
     n = len(estimate.h)
     if (k := check.integer("k", k, at_least=2)) > n:
@@ -241,7 +213,11 @@ def trust(
     points = order[np.linspace(0, n - 1, k).round().astype(int)]
 
     def losses(without):
-        f = outputs(train(without).eval(), estimate.X_te).reshape(estimate.f.shape)
+        net = train(without)
+        if not isinstance(net, nn.Module):
+            name = type(net).__name__
+            raise TypeError(f"train({without}) returned {name}; let it return the trained module")
+        f = outputs(net.eval(), estimate.X_te).reshape(estimate.f.shape)
         return estimate.loss.value(f, estimate.y_te)
 
     begin = losses([])
@@ -249,3 +225,97 @@ def trust(
     given = {name: getattr(estimate, name)[points] for name in ("ihvp", "rescaled", "newton")}
     again = begin - estimate.loss.value(estimate.f, estimate.y_te)
     return Trust(points, estimate.h[points], actual, given, again)
+
+
+@dataclass(frozen=True)
+class FullInfluence:
+    """Estimates for k training points on t test points, see `full_influence`.
+
+    - points, h: (k,) the points, and their leverages 1 − ⟨g_i, s_i⟩/⟨g_i, d_i⟩, NaN where g_i = 0
+    - ihvp: ⟨g_te, s_i⟩, (k, t); rescaled: ⟨g_te, d_i⟩, (k, t)
+    - newton: ℓ_te(θ + d_i) − ℓ_te(θ), the network evaluated after the Newton step, (k, t)
+    """
+
+    points: np.ndarray
+    h: np.ndarray
+    ihvp: np.ndarray
+    rescaled: np.ndarray
+    newton: np.ndarray
+
+
+def full_influence(
+    model: nn.Module, loss, train, test, lam: float, points, *,
+    parameters: Iterable[str] | None = None, hold=None, tol: float = 1e-6, steps: int = 2000,
+) -> FullInfluence:  # fmt: skip
+    """Return influence estimates of training points with the full Hessian of a trained module.
+
+    s_i = H⁻¹ g_i,  d_i = (H − ∇²ℓ_i)⁻¹ g_i,  H = Σ_j ∇²ℓ_j + λI,  g_i = ∇ℓ_i, all in θ.
+
+    Arguments are those of `influence`, and `points` the indices of the training points, one or
+    several. d_i is one exact Newton step of the objective without the point: for a network that is
+    linear in θ it is the whole way, and the leverage is h_i. Conjugate gradients take products of H
+    with vectors until the residual is `tol` of g_i; each costs a few gradients on all n points.
+    `hold` (q, p) are directions in θ along which nothing moves, such as `lib.module.kinks`.
+
+    Raises `ValueError` as `influence` does and for `hold` of another shape, `IndexError` for a
+    point out of range, and `RuntimeError` where H is not positive, so that θ is no minimum, or
+    `steps` steps are too few.
+    Source: Koh and Liang (2017) for s_i; Zhang and Zhang (2022), Eq 12, is its Gauss-Newton part.
+
+    >>> line = nn.Linear(2, 1, bias=False).double().eval()  # the minimum for λ = ½: (1 + ½) w = ±1
+    >>> line.weight.data = torch.tensor([[2 / 3, -2 / 3]], dtype=torch.float64)
+    >>> train, test = (np.eye(2), [[1.0], [-1.0]]), ([[0.6, 0.8]], [[1.0]])
+    >>> one = full_influence(line, nn.MSELoss(), train, test, lam=0.5, points=[0, 1])
+    >>> one.h.round(6).tolist(), one.ihvp.round(6).tolist(), one.newton.round(6).tolist()
+    ([0.666667, 0.666667], [[0.151111], [-0.201481]], [[0.533333], [-0.462222]])
+    """
+    lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
+    one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
+    n, theta, free = len(one.y), at.vector, _free(hold, at.vector)
+    tests, slope = two.losses, grad(lambda v, keep: keep @ one.losses(v))
+
+    def solve(keep, g, start):
+        def product(v):
+            v = free(torch.as_tensor(v).to(theta).flatten())
+            Hv = jvp(lambda u: slope(u, keep), (theta,), (v,))[1] + lam * v
+            if v @ Hv < 0:
+                raise RuntimeError(
+                    "the Hessian is not positive: the module is not at a minimum of this loss and "
+                    "λ; train it longer, or take the Gauss-Newton part, influence"
+                )
+            return free(Hv).cpu().numpy()
+
+        b, x = g.cpu().numpy(), start.cpu().numpy()
+        A = LinearOperator((len(b), len(b)), matvec=product, dtype=b.dtype)
+        x, left = cg(A, b, x0=x, rtol=tol, maxiter=steps)
+        if left:
+            raise RuntimeError(f"conjugate gradients took {steps} steps in vain; allow more steps")
+        return torch.as_tensor(x).to(g)
+
+    points, rows = check.indices("points", points, n), []
+    for only in torch.eye(n).to(theta)[points]:
+        g = free(slope(theta, only))
+        s = solve(torch.ones_like(only), g, g / lam)
+        d = solve(1 - only, g, s)
+        along = [jvp(tests, (theta,), (x,))[1] for x in (s, d)]
+        with torch.no_grad():
+            moved = tests(theta + d) - tests(theta)
+        rows.append((1 - (g @ s) / (g @ d), *along, moved))
+    found = FullInfluence(points, *(torch.stack(x).cpu().numpy() for x in zip(*rows, strict=True)))
+    if np.isnan(found.h).all():
+        raise ValueError(f"{NO_GRADIENT}; choose other ones")
+    return found
+
+
+def _free(hold, theta: torch.Tensor) -> Callable:
+    """Return what takes the part along the rows of `hold` out of vectors of size p."""
+    if hold is None or not len(hold):
+        return lambda v: v
+    hold = torch.as_tensor(hold)
+    if hold.ndim != 2 or hold.shape[1] != len(theta):
+        raise ValueError(
+            f"hold has shape {tuple(hold.shape)}, but θ has {len(theta)} numbers; "
+            f"pass (q, {len(theta)})"
+        )
+    Q = torch.as_tensor(orth(hold.double().cpu().numpy().T, rcond=1e-9)).to(theta)
+    return lambda v: v - Q @ (Q.T @ v)

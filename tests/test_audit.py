@@ -477,7 +477,7 @@ def test_too_little_memory_is_told_before_the_work(blobs, tmp_path, monkeypatch,
         "photos": (str(photos(tmp_path / "photos")), 24 * 12 * 60, "12 images needs"),
         "dense": ({"X": blobs["X"][:, :1] + 9, "y": blobs["y"]}, 24 * 60**2, "dense inverse needs"),
     }[kind]
-    monkeypatch.setattr(packed, "_free_memory", lambda: need - 1)
+    monkeypatch.setattr(packed, "free_memory", lambda: need - 1)
     stopped = {"photos": data, "dense": module}.get(kind)
     if stopped:
         monkeypatch.setattr(stopped, "_read" if kind == "photos" else "ntk", pytest.fail)
@@ -659,7 +659,7 @@ def test_any_name_of_a_class(tmp_path):
 
 def test_too_many_points_for_the_machine(blobs, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "DENSE", 50)
-    monkeypatch.setattr(packed, "_free_memory", lambda: 1)
+    monkeypatch.setattr(packed, "free_memory", lambda: 1)
     with pytest.raises(MemoryError, match="needs .* GB of memory, but"):
         audit(blobs, lam=0.5, **QUIET)
 

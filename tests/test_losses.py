@@ -6,10 +6,11 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import grad, hessian
 
 from lib.influence import Influence
-from lib.losses import Logistic, Softmax, Squared
+from lib.losses import Binary, Logistic, Softmax, Squared, loss_of
 from tests.cases import near
 
 LOSSES = {"squared": Squared(), "logistic": Logistic(), "softmax": Softmax()}
@@ -49,6 +50,20 @@ def test_value_gradient_and_hessian_are_those_of_autodiff(name, size):
     if name == "softmax":  # control: without the rank-one part
         near_enough = np.abs(d[:, :, None] * np.eye(4) - full).max()
         assert near_enough > 0.01
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("size", [0.01, 1.0, 30.0, 1000.0])
+def test_the_form_in_torch_is_the_same_with_its_derivatives(name, size):
+    f, y = points(name, size)
+    loss, F, Y = LOSSES[name], torch.tensor(f), torch.tensor(y)
+    near(loss.in_torch(F, Y).numpy(), loss.value(f, y), 1e-14 * (1 + size**2))
+    slope = grad(lambda F: loss.in_torch(F, Y).sum())(F).numpy()
+    near(slope, loss.gradient(f, y), 1e-14 * (1 + size * (name == "squared")))
+    d, v = loss.curvature(f)
+    for i in range(3):
+        bend = hessian(lambda f, i=i: loss.in_torch(f, Y[i]))(F[i]).numpy()
+        near(bend, np.diag(d[i]) - np.outer(v[i], v[i]), 1e-14)
 
 
 def test_logistic_and_softmax_by_hand():
@@ -166,3 +181,91 @@ def test_one_hot_labels_may_be_less_a_constant():
     hot = np.eye(3)[[2, 0, 1]]
     assert np.array_equal(Softmax().labels("y", hot - 1 / 3, 3), hot)
     assert Logistic().labels("y", [[1, -1], [1, 1]], 2).tolist() == [[1, -1], [1, 1]]
+
+
+# --- losses of torch ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_losses_of_torch_are_these_but_for_a_factor(reduction):
+    # the factors by which weight decay becomes λ, over n for a mean
+    f, classes = points("softmax")[0], np.arange(20) % 4
+    binary = np.random.default_rng(1).integers(0, 2, (20, 4))
+    for theirs, ours, y, kind, factors in (
+        (nn.CrossEntropyLoss, Softmax, classes, torch.long, (1, 1)),
+        (nn.CrossEntropyLoss, Softmax, np.eye(4)[classes], torch.double, (1, 1)),
+        (nn.BCEWithLogitsLoss, Binary, binary, torch.double, (4, 1)),
+        (nn.MSELoss, Squared, f - 2, torch.double, (0.5 * 4, 0.5)),
+    ):
+        loss, own = theirs(reduction=reduction), loss_of(theirs(reduction=reduction))
+        assert type(own) is ours and loss_of(own) is own
+        expected = loss(torch.tensor(f), torch.tensor(y, dtype=kind)).item()
+        factor = 20 * factors[0] if reduction == "mean" else factors[1]
+        total = own.value(f, own.beside("y", y, f)).sum()
+        assert total == pytest.approx(factor * expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [
+        (nn.CrossEntropyLoss(weight=torch.ones(3)), "weight"),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), "label_smoothing"),
+        (nn.CrossEntropyLoss(ignore_index=0), "ignore_index"),
+        (nn.CrossEntropyLoss(reduction="none"), "reduction='none'"),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)), "pos_weight"),
+        (nn.BCEWithLogitsLoss(weight=torch.ones(3)), "weight"),
+        (nn.MSELoss(reduction="none"), "reduction='none'"),
+        (nn.NLLLoss(), "weights"),
+        ("squared", "weights"),
+    ],
+)
+def test_losses_by_which_points_do_not_count_alike_are_refused(loss, why):
+    with pytest.raises(TypeError, match=f"loss must be .* without {why}, not .*; pass one of them"):
+        loss_of(loss)
+
+
+ONE, THREE = np.zeros(3), np.zeros((3, 2))
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "f", "match"),
+    [
+        (Softmax(), [[0], [1], [1]], THREE, r"y has shape \(3, 1\); pass y.flatten\(\)"),
+        (Softmax(), [0, 1, 1], ONE[:, None], r"outputs have shape \(3, 1\).*nn.BCEWithLogitsLoss"),
+        (Softmax(), [0, 1, 1], ONE, r"outputs have shape \(3,\).*nn.BCEWithLogitsLoss"),
+        (Softmax(), [0, 1, 2], THREE, "y has the class 2, .* 2 outputs; number .* 0 to 1"),
+        (Softmax(), [0, 1, -100], THREE, "y has the class -100, .* leave out points that have"),
+        (Softmax(), [0, 0.5, 1], THREE, "y has the class 0.5, "),
+        (
+            Squared(),
+            [0, 1, 2],
+            ONE[:, None],
+            r"\(3,\), but the outputs have \(3, 1\); pass y\[:, N",
+        ),
+        (
+            Binary(),
+            [0, 1, 1],
+            ONE[:, None],
+            r"\(3,\), but the outputs have \(3, 1\); pass y\[:, No",
+        ),
+        (Squared(), [[0], [1], [2]], ONE, r"\(3, 1\), but the outputs have \(3,\); pass y\[:, 0\]"),
+        (
+            Squared(),
+            [[5], [1], [2]],
+            THREE,
+            r"have \(3, 2\); pass as many labels a point as outputs",
+        ),
+        (Binary(), [0, 1, -1], ONE, "y must be 0 or 1 for BCEWithLogitsLoss, not -1; recode"),
+        (Logistic(), [0, 1, 1], ONE, r"classes are -1 and \+1"),
+    ],
+)
+def test_labels_beside_outputs_of_another_shape_say_what_to_pass(loss, y, f, match):
+    for given in (np.array(y), torch.tensor(y)):
+        with pytest.raises(ValueError, match=match):
+            loss.beside("y", given, f)
+
+
+def test_labels_beside_outputs():
+    assert Softmax().beside("y", np.eye(2) - 0.5, np.zeros((2, 2))).tolist() == [[1, 0], [0, 1]]
+    assert Binary().beside("y", [[True], [False]], np.zeros((2, 1))).tolist() == [[1], [-1]]
+    assert Binary().labels("y", [1, -1], 2).tolist() == [1, -1]  # it is logistic loss

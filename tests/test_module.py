@@ -7,9 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from lib.module import _Module, empirical_ntk, outputs
+from book.oracles import Deep
+from lib.module import (
+    Function,
+    directions,
+    empirical_ntk,
+    kinks,
+    on_kink,
+    outputs,
+    parameters,
+    relu_inputs,
+)
 from lib.packed import PackedInverse
 from lib.ridge import Ridge
+from tests.cases import sample
 
 
 def convolutional(c=3, seed=0, dtype=torch.float64):
@@ -72,15 +83,15 @@ def test_empirical_kernel_is_that_of_explicit_jacobians(c, memory):
 
 @pytest.mark.parametrize("memory", [6e5, 2e5, 1])
 def test_empirical_kernel_takes_no_more_jacobians_than_fit(memory, monkeypatch):
-    sizes, call = [], _Module.jacobians
+    sizes, call = [], Function.jacobians
 
     def record(self, X):
         found = call(self, X)
         sizes.append((len(X), sum(J.numel() * J.element_size() for J in found)))
         return found
 
-    monkeypatch.setattr(_Module, "jacobians", record)
-    empirical_ntk(convolutional(), points(40), memory=memory)
+    monkeypatch.setattr(Function, "jacobians", record)
+    empirical_ntk(convolutional(), points(40 if memory > 1 else 8), memory=memory)
     assert all(points == 1 or 2 * size <= memory for points, size in sizes)  # two blocks at a time
     assert len(sizes) > 1
 
@@ -166,7 +177,7 @@ def test_other_devices():
     ("model", "X", "settings", "error", "message"),
     [
         (nn.Linear(2, 1), [[1.0, 2.0]], {}, ValueError, r"training mode.*call model\.eval\(\)"),
-        (nn.Linear(2, 1).eval(), np.zeros((0, 2)), {}, ValueError, r"X has no points.*\(0, 2\)"),
+        (nn.Linear(2, 1).eval(), np.zeros((0, 2)), {}, ValueError, r"X is empty: .*\(0, 2\)"),
         (nn.Linear(2, 1).eval(), [[1.0, np.nan]], {}, ValueError, "X has 1 value that is not fin"),
         (nn.Flatten(0).eval(), [[1.0]], {}, ValueError, "no parameter that requires a gradient"),
         (nn.Linear(2, 1).eval(), [[1.0, 2.0]], {"parameters": ["bais"]}, ValueError, "'bais', whi"),
@@ -182,7 +193,146 @@ def test_bad_input(model, X, settings, error, message):
         empirical_ntk(model, X, **settings)
 
 
+class Forward(nn.Linear):
+    """A linear layer of 2 inputs and 1 output, and what a function makes of it."""
+
+    def __init__(self, then, c=1):
+        super().__init__(2, c)
+        self.then = then
+        self.double().eval()
+
+    def forward(self, x):
+        return self.then(super().forward(x))
+
+
+def without_gradients(f):
+    with torch.no_grad():
+        return f + 1
+
+
+@pytest.mark.parametrize("then", [torch.sign, torch.Tensor.detach, without_gradients])
+def test_outputs_that_do_not_depend_on_the_parameters_are_refused(then):
+    X = [[1.0, 2.0], [0.5, -1.0]]
+    for other in (None, [[3.0, 1.0]]):
+        with pytest.raises(
+            ValueError, match="do not depend on the chosen .* no_grad, detach or si"
+        ):
+            empirical_ntk(Forward(then), X, other)
+    half = nn.Sequential(Forward(then), nn.Linear(1, 1).double()).eval()
+    with pytest.raises(ValueError, match="or choose other parameters"):
+        empirical_ntk(half, X, parameters=["0.*"])
+    assert (empirical_ntk(half, X).diagonal() > 0).all()  # the last layer counts
+    orthogonal = empirical_ntk(nn.Linear(2, 1, bias=False).eval(), [[1.0, 0.0]], [[0.0, 1.0]])
+    assert orthogonal.tolist() == [[0.0]]
+
+
+FORWARDS = [
+    (
+        lambda f: (f, f),
+        TypeError,
+        "model returns a tuple; wrap it in a module that returns one ten",
+    ),
+    (lambda f: f[:1], ValueError, r"model maps 2 points to shape \(1, 1\); let it return one row"),
+    (
+        lambda f: f if f.sum() > 0 else -f,
+        ValueError,
+        "vmap cannot do .*data-dependent.*torch.where",
+    ),
+    (lambda f: f * f[0].item(), ValueError, r"vmap cannot do .*item.* no \.item"),
+    (lambda f: (0 * f).sqrt() + f, ValueError, "derivatives that are not finite, as a root"),
+]
+
+
+@pytest.mark.parametrize(("then", "error", "message"), FORWARDS)
+def test_what_a_module_must_not_do(then, error, message):
+    with pytest.raises(error, match=message):
+        empirical_ntk(Forward(then), [[1.0, 2.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (
+            [[1.0, 2.0, 3.0]],
+            ValueError,
+            r"X2, 1 points in shape \(1, 3\): .* pass points of the sh",
+        ),
+        ([[1.0, np.nan]], ValueError, "X2 has 1 value that is not finite"),
+        ([[1.0, 2.0], [1.0]], TypeError, "X2 must be a real numeric array, not list"),
+        ([["a", "b"]], TypeError, "X2 must be a real numeric array, not ndarray of <U1"),
+        (np.ma.masked_equal([[1.0, 2.0]], 1.0), ValueError, "X2 has 1 masked entry"),
+        (np.zeros((0, 2)), ValueError, r"X2 is empty: its shape is \(0, 2\)"),
+        (torch.zeros(0, 2), ValueError, r"X2 has no points: its shape is \(0, 2\)"),
+    ],
+)
+def test_bad_points_are_named(X, error, message):
+    net = nn.Linear(2, 1).eval()
+    with pytest.raises(error, match=message):
+        empirical_ntk(net, [[1.0, 2.0]], X)
+    for call in (outputs, empirical_ntk):
+        with pytest.raises(error, match=message.replace("X2", "X")):
+            call(net, X)
+
+
+def test_outputs_of_a_frozen_module():
+    net, X = convolutional(), points()
+    expected = outputs(net, X)
+    np.testing.assert_array_equal(outputs(net.requires_grad_(False), X), expected)
+    with pytest.raises(ValueError, match="model has no parameter that requires a gradient; name s"):
+        empirical_ntk(net, X)
+    assert empirical_ntk(net, X, parameters=(name for name in ["7.bias"])).shape == (21, 21)
+
+
 def test_batch_normalisation_without_running_statistics_is_refused():
     net = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 1)).eval()
     with pytest.raises(ValueError, match="batch normalisation without running statistics"):
         empirical_ntk(net, [[1.0, 2.0], [5.0, 0.0]])
+
+
+# --- kinks ----------------------------------------------------------------------------------------
+
+
+def test_kinks_are_the_gradients_of_inputs_near_zero():
+    net = Deep(4, width=6, depth=2, activation=nn.ReLU(), seed=1).eval()
+    split, theta = parameters(net)
+    X = sample(n=7, t=3, d=4)[0]
+    T = torch.as_tensor(X)
+    tol = 0.3
+    z = relu_inputs(net, split(theta), T)
+    assert z.shape == (7, 12)
+    near = on_kink(net, X, tol)
+    for part, chosen in zip(z.split(6, 1), near.split(6, 1), strict=True):
+        assert torch.equal(chosen, part.abs() <= tol * (part**2).mean().sqrt())
+    every = torch.func.jacrev(lambda v: relu_inputs(net, split(v), T))(theta)
+    np.testing.assert_allclose(kinks(net, X, tol=tol), every[near].detach(), atol=1e-12)
+    assert 0 < near.sum() < near.numel() and kinks(net, X, tol=1e-12).shape == (0, len(theta))
+    assert directions(net, X, ~near).shape == (int((~near).sum()), len(theta))
+    last = kinks(net, X, tol=tol, parameters=["W.1"])  # A, W.0 and W.1
+    np.testing.assert_array_equal(last, kinks(net, X, tol=tol)[:, -36:])
+    with pytest.raises(ValueError, match=r"model has no torch.nn.ReLU; write its activation"):
+        kinks(nn.Linear(4, 1).double().eval(), X)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_relu_in_place_has_the_kinks_of_one_that_is_not(layers):
+    X, found = sample(n=9, d=4)[0], []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        sizes = [4] + [6] * layers
+        hidden = [
+            (nn.Linear(a, b), nn.ReLU(inplace=inplace))
+            for a, b in zip(sizes, sizes[1:], strict=False)
+        ]
+        net = nn.Sequential(*sum(hidden, ()), nn.Linear(6, 1)).double().eval()
+        z = relu_inputs(net, Function(net).theta, torch.as_tensor(X))
+        found.append((z.detach(), on_kink(net, X, 0.3), kinks(net, X, tol=0.3)))
+    (z, near, rows), (z_, near_, rows_) = found
+    assert (z < 0).any() and (near & (z < 0)).any()
+    assert torch.equal(z, z_) and torch.equal(near, near_)
+    np.testing.assert_allclose(rows, rows_, atol=1e-15)
+
+
+def test_kinks_of_points_that_are_not_numbers_with_a_point():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.ReLU(), nn.Linear(6, 1)).eval()
+    X = np.array([[0, 1], [2, 3]])
+    assert kinks(net, X, tol=1e9).shape == (12, 22) and on_kink(net, X, 1e9).all()

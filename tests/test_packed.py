@@ -107,7 +107,7 @@ def test_bad_input(X, change, error, match):
 
 
 def test_too_little_memory_is_told_before_it_starts(X, monkeypatch):
-    monkeypatch.setattr(module, "_free_memory", lambda: 100)
+    monkeypatch.setattr(module, "free_memory", lambda: 100)
     monkeypatch.setattr(PackedInverse, "_kernel", lambda *_: pytest.fail("it has started"))
     with pytest.raises(MemoryError, match="needs .* GB of memory, but .* are free on cpu; pass a"):
         PackedInverse(ntk, X, LAM, **QUIET)
@@ -229,7 +229,7 @@ def test_free_memory_is_what_the_control_groups_leave(tmp_path, cgroup, files, f
         file.write_text(value if isinstance(value, str) else f"{int(value)}\n")
         stat = f"anon 7\ninactive_file {cache:.0f}\ntotal_inactive_file {cache:.0f}\n"
         (file.parent / "memory.stat").write_text(stat)
-    assert module._free_memory(proc, groups) == pytest.approx(free, rel=1e-3)
+    assert module.free_memory(proc, groups) == pytest.approx(free, rel=1e-3)
 
 
 SLOW = """

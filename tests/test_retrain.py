@@ -15,17 +15,21 @@ import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
+from torch import nn
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
+from book.oracles import Centred, Deep
 from lib import retrain as module
 from lib.descent import gradient_descent
 from lib.journal import Journal
 from lib.kernel import ntk
+from lib.losses import Softmax, Squared
 from lib.newton import newton
 from lib.problem import Problem
-from lib.retrain import Retrained, retrain
+from lib.retrain import Retrained, retrain, retrain_modules
 from lib.ridge import Ridge
-from tests.cases import labels, loss, unit_points
+from tests.cases import labels, loss, refit, sample, unit_points
 
 SETTINGS = {"lam": 0.5, "m": 64, "kappa": 0.1, "seed": 0, "progress": False}
 DESCENT = {"method": "gradient descent", "options": {"steps": 40}} | SETTINGS
@@ -92,7 +96,7 @@ def test_eq_7_of_several_outputs_is_the_sum_over_single_ones(c):
         for k in range(c)
     ]
     np.testing.assert_allclose(found.exact, np.sum(single, axis=0), atol=1e-14)
-    with pytest.raises(ValueError, match="y_te has shape .*, but the predictions have"):
+    with pytest.raises(ValueError, match="y_te has shape .*, but the outputs have"):
         result.influence(y_te[:, 0])
     with pytest.raises(ValueError, match="y_te has 3 entries, but there are 4 points"):
         result.influence(y_te[:3])
@@ -487,3 +491,227 @@ def test_predictions_that_are_not_finite_are_never_recorded(data, tmp_path, monk
         retrain(*data, [4, 7, 0], file=tmp_path / "file", **SETTINGS)
     assert error.value.__notes__ == ["in the training without the points [7]"]
     assert len((tmp_path / "file").read_text().splitlines()) == 3
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+X, Y, X_TE = sample(n=8, t=3, d=4)
+QUIET = {"lam": 0.3, "steps": 300, "progress": False}
+
+
+def line(bias=False):
+    net = nn.Sequential(nn.Linear(4, 1, bias=bias), nn.Flatten(0)).double().eval()
+    nn.init.zeros_(net[0].weight)
+    return net
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_linear_modules_are_ridge_regression(warm):
+    groups = [0, 3, [1, 2]]
+    trained, result = retrain_modules(line(), Squared(), (X, Y), X_TE, groups, warm=warm, **QUIET)
+    K, k = X @ X.T, X @ X_TE.T
+    np.testing.assert_allclose(result.f, refit(K, Y, 0.3, k), atol=1e-9)
+    for group, f in zip(groups, result.f_without, strict=True):
+        np.testing.assert_allclose(f, refit(K, Y, 0.3, k, group), atol=1e-9)
+    assert np.abs(result.f_without[0] - refit(K, Y, 0.3, k, [1])).max() > 1e-3  # control
+    np.testing.assert_allclose(trained(torch.as_tensor(X_TE)).detach(), result.f, atol=1e-12)
+    assert result.change.max() < 1e-9
+
+
+def steps_by_hand(A, Y, lam, step, steps, begin, keep):
+    """Nesterov's method for ½ Σ (aᵢ w − yᵢ)² + ½ λ w² as it is documented; w after each step."""
+    q = (step * lam) ** 0.5
+    w = ahead = begin
+    path = []
+    for k in range(steps):
+        size = step if k < steps / 2 else step * 2 * (1 - k / steps)
+        slope = (keep * A * (A * ahead - Y)).sum() + lam * ahead
+        new = ahead - size * slope
+        ahead, w = new + (1 - q) / (1 + q) * (new - w), new
+        path.append(w)
+    return np.array(path)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_steps_fall_and_begin_where_they_should(warm):
+    A, lam, steps, step = np.array([1.0, 2.0, -0.5]), 2.0, 20, 0.02
+    B, test, x = np.array([1.0, -2.0, 3.0]), np.array([[1.0], [3.0]]), np.array([1.0, 3.0])
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Flatten(0)).double().eval()
+    net[0].weight.data.zero_()
+    how = QUIET | {"lam": lam, "steps": steps, "step": step, "warm": warm}
+    _, result = retrain_modules(net, Squared(), (A[:, None], B), test, [1, [0, 2]], **how)
+    full = steps_by_hand(A, B, lam, step, steps, 0.0, np.ones(3))
+    np.testing.assert_allclose(result.f, x * full[-1], rtol=1e-12)
+    for group, f, change in zip(([1], [0, 2]), result.f_without, result.change, strict=True):
+        keep = np.ones(3)
+        keep[group] = 0
+        begin = full[-1] if warm else 0.0
+        path = steps_by_hand(A, B, lam, step, steps, begin, keep)
+        np.testing.assert_allclose(f, x * path[-1], rtol=1e-12)
+        moved = np.abs(path[-1] - path[-3]) * np.sqrt(5)  # the last 2 of 20 steps, rms of x
+        assert change == pytest.approx(moved, rel=1e-9) and change > 1e-6
+    assert (result.iterations == steps).all() and (result.seconds > 0).all()
+
+
+def test_pull_to_the_start_and_decay_are_two_problems():
+    net = line()
+    nn.init.ones_(net[0].weight)
+    pulled, decayed = (
+        retrain_modules(net, Squared(), (X, Y), X_TE, [0], decay=d, **QUIET)[1].f for d in (0, 1)
+    )
+    K, k, f0, f0_te = X @ X.T, X @ X_TE.T, X.sum(1), X_TE.sum(1)
+    np.testing.assert_allclose(decayed, refit(K, Y, 0.3, k), atol=1e-9)
+    np.testing.assert_allclose(pulled, f0_te + refit(K, Y - f0, 0.3, k), atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", [torch.relu, torch.nn.functional.gelu])
+def test_side_by_side_is_one_by_one(activation):
+    net = Centred(Deep(4, width=32, depth=2, activation=activation, seed=0).eval())
+    five = [0, 1, 2, 3, 4]
+    one, all_ = (
+        retrain_modules(net, Squared(), (X, Y), X_TE, five, together=b, **QUIET)[1] for b in (1, 16)
+    )
+    np.testing.assert_allclose(one.f_without, all_.f_without, atol=1e-9)
+
+
+def test_the_end_is_a_minimum():
+    net = Centred(Deep(4, width=32, depth=3, activation=nn.functional.gelu, seed=0).eval())
+    trained, result = retrain_modules(net, Squared(), (X, Y), X_TE, [0], **QUIET)
+    f = trained(torch.as_tensor(X))
+    start = dict(net.named_parameters())
+    loss = 0.5 * ((f - torch.as_tensor(Y)) ** 2).sum()
+    loss = loss + 0.15 * sum(
+        ((p - start[k].detach()) ** 2).sum() for k, p in trained.named_parameters()
+    )
+    loss.backward()
+    assert max(p.grad.abs().max() for p in trained.parameters()) < 1e-6
+    assert torch.equal(net.model.W[0], start["model.W.0"])
+    assert result.influence(np.sign(X_TE[:, 0])).exact.shape == (1, 3)
+
+
+def test_softmax_and_convolutions():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.GELU(),
+                        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 3)).double().eval()  # fmt: skip
+    hot = np.eye(3)[np.arange(8) % 3]
+    trained, result = retrain_modules(net, Softmax(), (X, hot), X_TE, [0, 1], decay=True, **QUIET)
+    assert result.f.shape == (3, 3) and result.f_without.shape == (2, 3, 3)
+    f = trained(torch.as_tensor(X))
+    loss = nn.functional.cross_entropy(f, torch.arange(8) % 3, reduction="sum")
+    (loss + 0.15 * sum((p**2).sum() for p in trained.parameters())).backward()
+    assert max(p.grad.abs().max() for p in trained.parameters()) < 1e-4
+
+
+def test_eq_7_of_modules_is_of_the_loss_that_was_minimised():
+    net, classes = nn.Linear(4, 3).double().eval(), np.arange(8) % 3
+    y_te, how = np.array([2, 0, 1]), QUIET | {"decay": True}
+    data = TensorDataset(torch.as_tensor(X), torch.as_tensor(classes))
+    one = retrain_modules(net, Softmax(), (X, np.eye(3)[classes]), X_TE, [0, 1], **how)[1]
+    for train in ((X, classes), data):
+        same = retrain_modules(net, nn.CrossEntropyLoss(), train, X_TE, [0, 1], **how)[1]
+        np.testing.assert_array_equal(same.f_without, one.f_without)
+
+    def value(f):
+        return np.log(np.exp(f).sum(-1)) - np.take_along_axis(f, y_te[:, None], -1)[:, 0]
+
+    actual = np.array([value(f) - value(one.f) for f in one.f_without])
+    for given in (y_te, np.eye(3)[y_te]):
+        np.testing.assert_allclose(one.influence(given).exact, actual, rtol=1e-9, atol=1e-12)
+    squared = Retrained(one.groups, one.f, one.f_without, *np.zeros((3, 2)))
+    wrong = squared.influence(np.eye(3)[y_te]).exact  # control
+    assert np.abs(wrong - actual).max() > 0.1 * np.abs(actual).max()
+    signs = np.array([1.0, 0.0, 1.0])
+    net = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)).double().eval()
+    one = retrain_modules(net, nn.BCEWithLogitsLoss(), (X, (Y > 0) * 1), X_TE, [0], **how)[1]
+    value = lambda f: np.log1p(np.exp(-(2 * signs - 1) * f))  # noqa: E731
+    actual = value(one.f_without[0]) - value(one.f)
+    np.testing.assert_allclose(one.influence(signs).exact[0], actual, rtol=1e-9, atol=1e-12)
+
+
+# --- the journal ----------------------------------------------------------------------------------
+
+
+def test_a_file_is_gone_on_with_and_nothing_is_trained_twice(tmp_path, monkeypatch):
+    def run(groups, net=None, pair=(X, Y), **change):
+        settings = QUIET | {"file": tmp_path / "modules.jsonl"} | change
+        return retrain_modules(net or line(), Squared(), pair, X_TE, groups, **settings)
+
+    trained, first = run([0, 1])
+    asked, call = [], module.Fit.__call__
+    monkeypatch.setattr(module.Fit, "__call__", lambda s, g, b: (asked.extend(g), call(s, g, b))[1])
+    same, again = run([1, 2, 0])
+    assert asked == [(2,)]  # not even all points
+    np.testing.assert_array_equal(again.f_without[[2, 0]], first.f_without)
+    np.testing.assert_array_equal(again.f, first.f)
+    assert torch.equal(same[0].weight, trained[0].weight)
+    header, *results = map(json.loads, (tmp_path / "modules.jsonl").read_text().splitlines())
+    assert len(results) == 4 and header["format"] == "lib.retrain.modules 1"
+    for change, name in (
+        ({"lam": 0.4, "step": header["step"]}, "lam is 0.3 in the file and 0.4 here, choose"),
+        ({"warm": False}, "warm is True in the file and False here, choose"),
+        ({"decay": True}, "decay is False"),
+        ({"pair": (X, -Y)}, "data is"),
+    ):
+        with pytest.raises(ValueError, match=f"is of another setting: {name}"):
+            run([0], **change)
+    version = module.code_version
+    monkeypatch.setattr(module, "code_version", lambda names: f"other {version(names)}")
+    with pytest.raises(ValueError, match="is of another setting: code is"):
+        run([0])
+
+
+def test_the_code_that_trains_modules_has_a_digest_of_its_own(tmp_path, monkeypatch):
+    names = module.TRAINS_MODULES
+    assert set(names) == {"retrain", "module", "losses"}  # where a step is computed
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(f"# {name}")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "retrain.py"))
+    module.code_version.cache_clear()
+    before = module.code_version(names)
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("# changed")
+        module.code_version.cache_clear()
+        assert module.code_version(names) != before
+        before = module.code_version(names)
+    module.code_version.cache_clear()
+
+
+def test_a_file_knows_the_activation(tmp_path):
+    def run(activation):
+        net = Centred(Deep(4, width=8, depth=2, activation=activation, seed=0).eval())
+        settings = {**QUIET, "step": 0.02, "steps": 100}
+        retrain_modules(net, Squared(), (X, Y), X_TE, [0], file=tmp_path / "f.jsonl", **settings)
+
+    run(torch.relu)
+    run(torch.relu)
+    with pytest.raises(ValueError, match="is of another setting"):
+        run(nn.functional.gelu)
+
+
+def test_bad_input_of_modules():
+    with pytest.raises(ValueError, match=r"Y has shape \(8, 1\), but the outputs have \(8,\)"):
+        retrain_modules(line(), Squared(), (X, Y[:, None]), X_TE, [0], **QUIET)
+    with pytest.raises(TypeError, match=r"train must be \(X, Y\), .* not a ndarray of 8; pass"):
+        retrain_modules(line(), Squared(), X, X_TE, [0], **QUIET)
+    sign = line()
+    sign.register_forward_hook(lambda *parts: torch.sign(parts[2]))
+    with pytest.raises(ValueError, match="outputs do not depend on the chosen parameters"):
+        retrain_modules(sign, Squared(), (X, Y), X_TE, [0], step=0.1, **QUIET)
+    branch = line()
+    branch.register_forward_hook(lambda *parts: parts[2] if parts[2].sum() > 0 else -parts[2])
+    with pytest.raises(ValueError, match="torch.func.vmap cannot do .* torch.where"):
+        retrain_modules(branch, Squared(), (X, Y), X_TE, [0], step=0.1, **QUIET)
+    with pytest.raises(ValueError, match=r"cannot take X_te, 1 points in shape \(1, 3\): .* pass"):
+        retrain_modules(line(), Squared(), (X, Y), X_TE[:1, :3], [0], **QUIET)
+    with pytest.raises(ValueError, match="training mode"):
+        retrain_modules(line().train(), Squared(), (X, Y), X_TE, [0], step=0.1, **QUIET)
+    with pytest.raises(IndexError, match=r"groups\[0\] = 8 is out of range"):
+        retrain_modules(line(), Squared(), (X, Y), X_TE, [8], **QUIET)
+    with pytest.raises(
+        RuntimeError, match="came to no rest in 300 steps of 1e.* choose a smaller step"
+    ):
+        retrain_modules(line(), Squared(), (X, Y), X_TE, [0], step=1e3, **QUIET)
+    with pytest.raises(RuntimeError, match=r"no rest in 3 steps .* is \d.* of the pull"):
+        retrain_modules(line(), Squared(), (X, Y), X_TE, [0], **(QUIET | {"steps": 3}))
+    with pytest.raises(TypeError, match="loss must be an object of lib.losses, .* not 'squared'"):
+        retrain_modules(line(), "squared", (X, Y), X_TE, [0], **QUIET)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils import parameters_to_vector
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from book.oracles import Deep
 from lib import torch_influence
 from lib.losses import Logistic, Softmax, Squared
-from lib.many import LOSSES
+from lib.module import kinks, on_kink, parameters
 from lib.ridge import Ridge
-from lib.torch_influence import influence, trust
+from lib.torch_influence import full_influence, influence, trust
 from tests.cases import sample
 
 LAM = 0.7
@@ -51,9 +53,7 @@ def dense(net, loss, X, Y, X_te, y_te, lam, order="Gauss-Newton", drop=None):
     X, Y, X_te, y_te = (torch.as_tensor(v).reshape(len(v), -1) for v in (X, Y, X_te, y_te))
 
     def one(theta, x, y):
-        return LOSSES[type(loss).__name__](
-            functional_call(net, theta, (x[None],)).reshape(1, -1), y[None]
-        )[0]
+        return loss.in_torch(functional_call(net, theta, (x[None],)).reshape(1, -1), y[None])[0]
 
     def output(theta, x):
         return functional_call(net, theta, (x[None],)).reshape(-1)
@@ -75,7 +75,7 @@ def dense(net, loss, X, Y, X_te, y_te, lam, order="Gauss-Newton", drop=None):
         else:
             f = output(theta, x)
             J = flat(jacrev(output)(theta, x), len(f))
-            inner = hessian(lambda f, y=y: LOSSES[type(loss).__name__](f[None], y[None])[0])(f)
+            inner = hessian(lambda f, y=y: loss.in_torch(f[None], y[None])[0])(f)
             H = H + J.T @ (inner if order != "identity" else torch.eye(len(f)).double()) @ J
     H = H + lam * torch.eye(len(H)).double()
     return (g @ torch.linalg.solve(H, g_te.T)).detach().numpy()
@@ -148,6 +148,23 @@ def test_weight_decay_on_a_mean_loss_is_lam_over_n():
     assert np.abs(wrong - exact).max() > 0.1 * np.abs(exact).max()  # control
 
 
+def test_adamw_comes_to_rest_at_another_minimum():
+    X, Y, X_te, y_te = (torch.as_tensor(v) for v in case(Softmax(), 3))
+    w, rest = 0.1, {}
+    for way in (torch.optim.Adam, torch.optim.AdamW):
+        net = network(3)
+        descent = way(net.parameters(), lr=0.02, weight_decay=w)
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(descent, 400)
+        for _ in range(400):
+            descent.zero_grad()
+            nn.functional.cross_entropy(net(X), Y).backward()
+            descent.step()
+            rate.step()
+        one = influence(net.eval(), nn.CrossEntropyLoss(), (X, Y), (X_te, y_te), 9 * w)
+        rest[way.__name__] = one.rest
+    assert rest["Adam"] < 0.02 < 10 < rest["AdamW"]
+
+
 def test_chosen_parameters_are_a_smaller_problem():
     net, (X, Y, X_te, y_te) = network(3), case(Squared(), 3)
     last = influence(net, Squared(), (X, Y), (X_te, y_te), LAM, parameters=["2.*"])
@@ -195,7 +212,9 @@ def test_losses_of_torch_with_weight_decay(theirs, ours, c, labels, factor):
     same = influence(net, ours, (X, Y), (X_te, y_te), factor * len(X) * w)
     np.testing.assert_array_equal(one.newton, same.newton)
     assert one.rest < 1e-6
-    with pytest.warns(UserWarning, match="model is not at rest: .* Is lam n times the weight dec"):
+    with pytest.warns(
+        UserWarning, match="not at rest: .* n times the weight decay of SGD or Adam .AdamW"
+    ):
         assert influence(net, theirs, *given, w).rest > 0.1  # control: λ of a sum
 
 
@@ -352,6 +371,39 @@ def test_trust_is_full_where_the_estimate_is_exact():
     assert str(seen).startswith("5 points retrained, leverage 0.") and "newton" in str(seen)
 
 
+def test_trust_is_measured_from_a_training_on_all_points():
+    X, Y, X_te, y_te = case(Squared(), 2, n=20)
+    train = linear(X, Y)
+    given = influence(linear(X, Y, 1.1 * LAM)([]).eval(), Squared(), (X, Y), (X_te, y_te), LAM)
+    seen = trust(given, train, k=6)
+    order = np.argsort(given.h)
+    np.testing.assert_array_equal(seen.points, order[[0, 4, 8, 11, 15, 19]])
+    np.testing.assert_array_equal(seen.h, given.h[seen.points])
+    exact = Ridge(X @ X.T, Y, LAM).influence(X @ X_te.T, y_te).exact
+    np.testing.assert_allclose(seen.actual, exact[seen.points], rtol=1e-9, atol=1e-12)
+    again, before = (
+        0.5 * ((net(torch.as_tensor(X_te)).detach().numpy() - y_te) ** 2).sum(1)
+        for net in (train([]), linear(X, Y, 1.1 * LAM)([]))
+    )
+    np.testing.assert_allclose(seen.again, again - before, rtol=1e-9, atol=1e-12)
+    share = abs(again - before).mean() / abs(exact[seen.points]).mean()
+    assert seen.noise == pytest.approx(share, rel=1e-9) and seen.noise > 0.01
+
+
+def test_trust_of_a_mean_over_the_points_that_are_kept_is_of_another_ridge():
+    X, Y, X_te, y_te = case(Squared(), 2, n=20)
+    w = LAM / 20
+
+    def mean(without):  # its weight decay is λ = w · (n − 1) without a point
+        return linear(X, Y, w * (20 - len(without)))(without)
+
+    one = influence(mean([]).eval(), Squared(), (X, Y), (X_te, y_te), LAM)
+    right, wrong = (trust(one, train, k=5) for train in (linear(X, Y), mean))
+    assert right.error("newton") < 1e-9 and wrong.error("newton") > 1e-3
+    for seen in (right, wrong):  # which cannot tell, so it says what it took for granted
+        assert "train(without) divides by all n" in str(seen)
+
+
 def test_trust_sees_another_ridge_and_noise():
     X, Y, X_te, y_te = case(Squared(), 2, n=20)
     one = influence(linear(X, Y)([]).eval(), Squared(), (X, Y), (X_te, y_te), LAM)
@@ -387,14 +439,244 @@ def test_trust_of_a_network_that_torch_trained():
     assert other.h.min() > 1.5 * one.h.min()
 
 
+# --- the full Hessian -----------------------------------------------------------------------------
+
+X, Y, X_TE = sample(n=7, t=3, d=4)
+LAM_2, POINTS = 2.0, [0, 3, 6]
+
+
+def deep_labels(loss):
+    if isinstance(loss, Softmax):
+        return np.eye(3)[np.arange(7) % 3], np.eye(3)
+    y = np.sign(Y)[:, None]
+    return (y if isinstance(loss, Logistic) else Y[:, None]), np.ones((3, 1))
+
+
+def deep_network(loss, activation=nn.GELU):
+    c = 3 if isinstance(loss, Softmax) else 1
+    return Deep(4, width=5, depth=2, outputs=c, activation=activation(), seed=0).eval()
+
+
+def dense_full(net, loss, points):
+    """The same estimates with Hessians that are written out, and their Gauss-Newton part."""
+    split, theta = parameters(net)
+    (Y_, y_te), value = deep_labels(loss), loss.in_torch
+
+    def losses(v, x, y):
+        f = functional_call(net, split(v), (torch.as_tensor(x),))
+        return value(f.reshape(y.shape), torch.as_tensor(y))
+
+    def one(i):
+        return lambda v: losses(v, X[i : i + 1], Y_[i : i + 1])[0]
+
+    every = [hessian(one(i))(theta) for i in range(len(X))]
+    H = sum(every) + LAM_2 * torch.eye(len(theta))
+    J = torch.func.jacrev(lambda v: losses(v, X_TE, y_te))(theta)
+    rows = []
+    for i in points:
+        g = grad(one(i))(theta)
+        s, d = torch.linalg.solve(H, g), torch.linalg.solve(H - every[i], g)
+        new = losses(theta + d, X_TE, y_te) - losses(theta, X_TE, y_te)
+        rows.append((1 - (g @ s) / (g @ d), J @ s, J @ d, new))
+    return [torch.stack(x).detach().numpy() for x in zip(*rows, strict=True)]
+
+
+@pytest.mark.parametrize("loss", [Squared(), Logistic(), Softmax()], ids=lambda x: type(x).__name__)
+def test_eq_12_with_the_full_hessian_is_that_of_dense_hessians(loss):
+    net, (Y_, y_te) = deep_network(loss), deep_labels(loss)
+    one = full_influence(net, loss, (X, Y_), (X_TE, y_te), LAM_2, POINTS, tol=1e-12)
+    found = one.h, one.ihvp, one.rescaled, one.newton
+    for a, b in zip(found, dense_full(net, loss, POINTS), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+    half = influence(net, loss, (X, Y_), (X_TE, y_te), LAM_2).ihvp[POINTS]  # control: Gauss-Newton
+    assert np.abs(half - one.ihvp).max() > 1e-3 * np.abs(half).max()
+
+
+def test_of_a_network_that_is_linear_in_its_parameters_it_is_the_dual_route():
+    net = Deep(4, width=9, depth=1, outputs=1, seed=0, activation=nn.ReLU()).eval()
+    net.A.requires_grad_(False)
+    pair = (X, Y[:, None]), (X_TE, np.ones((3, 1)))
+    one = full_influence(net, Squared(), *pair, 0.3, POINTS, tol=1e-12)
+    other = influence(net, Squared(), *pair, 0.3)
+    np.testing.assert_allclose(one.h, other.h[POINTS], rtol=1e-9)
+    np.testing.assert_allclose(one.ihvp, other.ihvp[POINTS], rtol=1e-9)
+    np.testing.assert_allclose(one.rescaled, other.rescaled[POINTS], rtol=1e-9)
+    assert np.abs(one.h - influence(net, Squared(), *pair, 0.6).h[POINTS]).min() > 0.01  # control
+
+
+def test_held_directions_are_parameters_that_are_not_there():
+    line, less = (nn.Linear(d, 1, bias=False).double().eval() for d in (4, 3))
+    less.weight.data = line.weight.data[:, [0, 1, 3]]
+    hold = np.array([[0, 0, 1.0, 0], [0, 0, -2.0, 0]])  # the same one twice
+    y = np.ones((3, 1))
+    T = torch.as_tensor
+    shift = T(X[:, 2:3]) @ line.weight.data[:, 2:3].T  # what the parameter adds, in the labels
+    shift_te = T(X_TE[:, 2:3]) @ line.weight.data[:, 2:3].T
+    pair, exact = ((X, Y[:, None]), (X_TE, y)), {"tol": 1e-12}
+    one = full_influence(line, Squared(), *pair, 0.3, [2], hold=hold, **exact)
+    cut = [0, 1, 3]
+    train, test = (X[:, cut], Y[:, None] - shift.numpy()), (X_TE[:, cut], y - shift_te.numpy())
+    other = full_influence(less, Squared(), train, test, 0.3, [2], **exact)
+    np.testing.assert_allclose(one.h, other.h, rtol=1e-9)
+    np.testing.assert_allclose(one.newton, other.newton, rtol=1e-9)
+
+
+class Bent(nn.Module):
+    """f = u x₁ + relu(v + x₂)."""
+
+    def __init__(self, u, v):
+        super().__init__()
+        self.u, self.v = (nn.Parameter(torch.tensor(x, dtype=torch.float64)) for x in (u, v))
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return (self.u * x[:, :1] + self.relu(self.v + x[:, 1:]))[:, 0]
+
+
+def test_a_minimum_on_a_kink_by_hand():
+    # Σ ½ r² + ½ λ(u² + v²), λ = 1. At v = 0 the slope in v is r₁ = u + 1 − 2 < 0 from below and
+    # r₁ + r₀ = r₁ + 1 > 0 from above, for 0 < u < 1, so v stays 0 and u is ridge regression
+    X, Y = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, -5.0]]), np.array([-1.0, 2.0, 0.5])
+    test = np.array([[2.0, -9.0]]), np.array([3.0])
+    u, without = (1 + 2 * 0.5) / (1 + 1 + 4), 1 / 2
+    actual = 0.5 * (2 * without - 3) ** 2 - 0.5 * (2 * u - 3) ** 2
+    net = Bent(u, 1e-9).eval()
+    hold = kinks(net, X)
+    assert hold.tolist() == [[0.0, 1.0]] and on_kink(net, X).sum() == 1
+    held = full_influence(net, Squared(), (X, Y), test, 1.0, [2], hold=hold, tol=1e-12)
+    assert held.newton[0, 0] == pytest.approx(actual, rel=1e-7)
+    free = full_influence(net, Squared(), (X, Y), test, 1.0, [2], tol=1e-12)  # control
+    assert abs(free.newton[0, 0] - actual) > 0.05 * abs(actual)
+
+
+def test_the_full_hessian_takes_what_influence_takes():
+    loss, c = nn.CrossEntropyLoss(), 3
+    X, Y, X_te, y_te = case(Softmax(), c)
+    net, classes = network(c), (Y.argmax(1), y_te.argmax(1))
+    given = (X, classes[0]), (X_te, classes[1])
+    one = full_influence(net, Softmax(), (X, Y), (X_te, y_te), 20.0, [4, 1], tol=1e-12)
+    sets = [TensorDataset(*map(torch.as_tensor, pair)) for pair in given]
+    loader = DataLoader(sets[0], batch_size=4, shuffle=True)
+    for train, test in (given, sets, (loader, sets[1])):
+        same = full_influence(net, loss, train, test, 20.0, [4, 1], tol=1e-12)
+        np.testing.assert_array_equal(same.newton, one.newton)
+    alone = full_influence(net, loss, *given, 20.0, 4, tol=1e-12)
+    np.testing.assert_allclose(alone.ihvp, one.ihvp[:1], rtol=1e-9)
+    head = ["2.*"]  # linear in these, so that Gauss-Newton is all there is
+    last = full_influence(net, loss, *given, 20.0, [4, 1], parameters=head, tol=1e-12)
+    dual = influence(net, loss, *given, 20.0, parameters=iter(head))
+    np.testing.assert_allclose(last.ihvp, dual.ihvp[[4, 1]], rtol=1e-7)
+    net.requires_grad_(False)
+    frozen = full_influence(net, loss, *given, 20.0, [4, 1], parameters=head, tol=1e-12)
+    np.testing.assert_array_equal(frozen.ihvp, last.ihvp)
+    np.testing.assert_array_equal(
+        influence(net, loss, *given, 20.0, parameters=head).ihvp, dual.ihvp
+    )
+
+
+def test_a_minimum_on_the_kink_of_a_relu_in_place():
+    X = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, -5.0]])
+    net = Bent(1 / 3, 1e-9).eval()
+    net.relu.inplace = True
+    assert kinks(net, X).tolist() == [[0.0, 1.0]]
+    net.v.data.fill_(-0.1)  # whose ReLU gives 0, but which is no kink
+    assert kinks(net, X).shape == (0, 2)
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
 def test_too_many_outputs_say_what_to_do(monkeypatch):
     net, (X, Y, X_te, y_te) = network(3), case(Squared(), 3)
-    monkeypatch.setattr(torch_influence, "_free_memory", lambda: 100)
-    with pytest.raises(MemoryError, match=r"n·c = 27 outputs .* train on fewer points"):
+    need = 8 * 27 * (5 * 27 + 3 * 12)  # n c = 27 and t c = 12
+    monkeypatch.setattr(torch_influence, "free_memory", lambda: need - 1)
+    with pytest.raises(MemoryError, match="n·c = 27 outputs .* fewer points, for two classes give"):
         influence(net, Squared(), (X, Y), (X_te, y_te), LAM)
+    monkeypatch.setattr(torch_influence, "free_memory", lambda: need)
+    influence(net, Squared(), (X, Y), (X_te, y_te), LAM)
+
+
+def test_points_without_any_gradient_are_no_answer():
+    X = np.eye(3)
+    net = nn.Linear(3, 1, bias=False).double().eval()
+    net.weight.data.zero_()
+    with pytest.raises(ValueError, match="gradients of all points are 0, and so is every influ"):
+        influence(net, nn.MSELoss(), (X, np.zeros((3, 1))), (X, np.ones((3, 1))), LAM)
+    net = nn.Sequential(nn.Linear(3, 1).double(), nn.Flatten(0)).eval()
+    net.register_forward_hook(lambda *parts: torch.sign(parts[2]))
+    for estimate in (influence, partial(full_influence, points=[0])):
+        with pytest.raises(ValueError, match="do not depend on the chosen parameters"):
+            estimate(net, nn.MSELoss(), (X, np.ones(3)), (X, np.ones(3)), LAM)
+
+
+class Stream(IterableDataset):
+    """Points that are read once."""
+
+    def __iter__(self):
+        return iter([])
+
+
+SMALL, LABELS, TESTS = np.zeros((4, 5)), np.array([0, 1, 2, 0]), np.zeros((2, 5))
+TEST = TESTS, LABELS[:2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "match"),
+    [
+        ({"train": [1, 2, 3]}, TypeError, r"train must be \(X, Y\), .* not a list of 3; pass"),
+        ({"train": iter([1])}, TypeError, "train must be .* not a list_iterator; pass"),
+        ({"train": TensorDataset(torch.zeros(4, 5))}, TypeError, "train must .* not a tuple of 1;"),
+        ({"train": Stream()}, TypeError, "train must be .* not a Stream; pass"),
+        ({"test": SMALL}, TypeError, "test must be .* not a ndarray of 4; pass"),
+        (
+            {"train": (SMALL[:, :4], LABELS)},
+            ValueError,
+            r"cannot take X, 4 points in .*\(4, 4\).*pas",
+        ),
+        ({"test": (SMALL[:2, :4], LABELS[:2])}, ValueError, r"take X_te, 2 points in .*\(2, 4\)"),
+        (
+            {"test": (TESTS * np.nan, LABELS[:2])},
+            ValueError,
+            "X_te has 10 values that are not fini",
+        ),
+        ({"train": (SMALL, LABELS[:, None])}, ValueError, r"Y has shape \(4, 1\); pass Y.flatten"),
+        ({"test": (TESTS, LABELS[:2, None])}, ValueError, r"y_te has .* pass y_te.flatten\(\)"),
+        ({"train": (SMALL, LABELS[:3])}, ValueError, "Y has 3 entries, but there are 4 points"),
+        ({"loss": nn.CrossEntropyLoss(ignore_index=1)}, TypeError, "without ignore_index, not Cro"),
+        ({"lam": -1}, ValueError, "lam must be a finite number > 0, not -1"),
+        ({"parameters": ["3.*"]}, ValueError, "parameters has '3.*', which no parameter is called"),
+    ],
+)
+def test_both_estimates_name_what_is_wrong_and_what_to_pass(changed, error, match):
+    given = {"loss": nn.CrossEntropyLoss(), "train": (SMALL, LABELS), "test": TEST, "lam": LAM}
+    for estimate in (influence, partial(full_influence, points=[0])):
+        with pytest.raises(error, match=match):
+            estimate(network(3), **given | changed)
+
+
+@pytest.mark.parametrize(
+    ("start", "match"),
+    [
+        (
+            nn.Linear(5, 3),
+            r"start has no parameter '0.weight' of shape \(6, 5\); pass the model as",
+        ),
+        (network(2), r"start has no parameter '2.weight' of shape \(3, 6\)"),
+        ("before", "start has no parameter '0.weight'"),
+    ],
+)
+def test_a_start_of_another_architecture_is_refused(start, match):
+    with pytest.raises(ValueError, match=match):
+        influence(network(3), Softmax(), (SMALL, LABELS), TEST, LAM, start=start)
+
+
+def test_a_training_function_that_returns_nothing_is_named():
+    X, Y, X_te, y_te = case(Squared(), 3)
+    one = influence(network(3), Squared(), (X, Y), (X_te, y_te), LAM)
+    with pytest.raises(TypeError, match=r"train\(\[\]\) returned NoneType; let it return the trai"):
+        trust(one, lambda without: None)
+    frozen = network(3).requires_grad_(False)
+    assert trust(one, lambda without: frozen, k=2).actual.tolist() == [[0.0] * 4] * 2
 
 
 def test_bad_input():
@@ -416,7 +698,7 @@ def test_bad_input():
     for labels in ([0, 1, 2, 3, 0, 1, 2, 0, 1], [0, 1, 2, -1, 0, 1, 2, 0, 1]):
         with pytest.raises(ValueError, match=r"Y has the class (3|-1), .* 3 outputs; number .* 2"):
             influence(net, Softmax(), (X, labels), (X_te, y_te), LAM)
-    with pytest.raises(ValueError, match=r"Y must be 0 or 1 for BCEWithLogitsLoss\(\), not -1"):
+    with pytest.raises(ValueError, match=r"Y must be 0 or 1 for BCEWithLogitsLoss, not -1"):
         influence(net, nn.BCEWithLogitsLoss(), (X, 2 * Y - 1), (X_te, y_te), LAM)
     for loss in (nn.CrossEntropyLoss(label_smoothing=0.1), nn.NLLLoss(), nn.functional.mse_loss):
         with pytest.raises(TypeError, match="loss must be an object of lib.losses, or nn.CrossEnt"):
@@ -427,3 +709,20 @@ def test_bad_input():
     net[0].weight.data[0, 0] = np.nan
     with pytest.raises(ValueError, match=r"model\(X\) has 27 values that are not finite"):
         influence(net, Softmax(), (X, Y), (X_te, y_te), LAM)
+
+
+def test_bad_input_of_the_full_hessian():
+    net, pair = deep_network(Squared()), ((X, Y[:, None]), (X_TE, np.ones((3, 1))))
+    with pytest.raises(IndexError, match="points = 7 is out of range; use 0 to 6"):
+        full_influence(net, Squared(), *pair, LAM_2, [7])
+    with pytest.raises(IndexError, match=r"points must be one or several integers, not \[\]; pass"):
+        full_influence(net, Squared(), *pair, LAM_2, [])
+    with pytest.raises(ValueError, match=r"hold has shape \(1, 2\), but θ has 50 numbers"):
+        full_influence(net, Squared(), *pair, LAM_2, [0], hold=[[1.0, 2.0]])
+    with pytest.raises(RuntimeError, match="conjugate gradients took 2 steps in vain"):
+        full_influence(net, Squared(), *pair, LAM_2, [0], tol=1e-12, steps=2)
+    far = (X, 1e3 * Y[:, None])
+    with pytest.raises(RuntimeError, match="the Hessian is not positive: the module is not at a"):
+        full_influence(net, Squared(), far, pair[1], 1e-6, POINTS)
+    with pytest.raises(TypeError, match="loss must be an object of lib.losses, .* not 'squared'"):
+        full_influence(net, "squared", *pair, LAM_2, [0])
