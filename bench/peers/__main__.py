@@ -158,8 +158,10 @@ def main() -> None:
             frame = pd.DataFrame(rows).assign(**provenance())
             store(frame, args.records / "solvers.csv", float_format="%.5g")
     if args.only != "solvers":
+        from bench.peers import deep
         from bench.peers.tasks import tasks
 
+        deep.record(args.jax, args.records)
         frame = pd.DataFrame(tasks(args.work, args.peers, args.jax)).assign(**provenance())
         store(frame, args.records / "peers.csv", float_format="%.5g")
 
