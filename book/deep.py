@@ -213,9 +213,8 @@ class Run:
         return Influence(self.f, self.test[1], self.shift, self.loss).exact
 
 
-def train(case: Case) -> Run:
-    """Train the network of a case on all points, and without each of a few."""
-    began = process_time()
+def prepare(case: Case) -> tuple:
+    """Return training and test data, the loss, the kernels at the start and a `Fit` of a case."""
     d = data.load(case.data, n_train=case.n, n_test=case.t, seed=case.seed)
     Y, y_te = (
         y[:, None] if y.ndim == 1 else np.eye(y.shape[1])[y.argmax(1)] for y in (d.Y, d.Y_te)
@@ -225,21 +224,33 @@ def train(case: Case) -> Run:
     K0 = empirical_ntk(net, d.X, trace=True) / c
     k0 = empirical_ntk(net, d.X, d.X_te, trace=True) / c
     lam, top = case.ridge * np.trace(K0) / case.n, np.linalg.eigvalsh(K0)[-1]
-    order = np.argsort(Regression(K0, Y, lam, loss).h, kind="stable")
-    points = order[np.linspace(0, case.n - 1, POINTS).round().astype(int)].tolist()
     step = case.step * 0.5 / (top + lam)
     fit = Fit(net, loss, d.X, Y, d.X_te, lam, case.steps, step, False)
+    return (d.X, Y), (d.X_te, y_te), loss, K0, k0, fit
+
+
+def ended(case: Case, fit: Fit, theta: dict) -> nn.Module:
+    """The network of a case with the parameters of the first of these trainings."""
+    net = network(case, fit.X.shape[1], fit.Y.shape[1])
+    net.load_state_dict({k: v[0] for k, v in theta.items()}, strict=False)
+    return net
+
+
+def train(case: Case) -> Run:
+    """Train the network of a case on all points, and without each of a few."""
+    began = process_time()
+    (X, Y), (X_te, y_te), loss, K0, k0, fit = prepare(case)
+    order = np.argsort(Regression(K0, Y, fit.lam, loss).h, kind="stable")
+    points = order[np.linspace(0, case.n - 1, POINTS).round().astype(int)].tolist()
     full, (first,) = fit([()], fit.start)
-    begin = {k: v[0] for k, v in full.items()}
-    ends, results = fit([(i,) for i in points], begin)
-    trained = network(case, d.X.shape[1], c)
-    trained.load_state_dict(begin, strict=False)
-    f = np.array(first["f"]).reshape(case.t, c)
-    shift = np.array([r["f"] for r in results]).reshape(POINTS, case.t, c) - f
+    ends, results = fit([(i,) for i in points], {k: v[0] for k, v in full.items()})
+    f = np.array(first["f"]).reshape(case.t, -1)
+    shift = np.array([r["f"] for r in results]).reshape(POINTS, *f.shape) - f
     cold = np.array([r["f"] for r in fit([(i,) for i in points[1::2]], fit.start)[1]])
+    cold = cold.reshape(-1, *f.shape) - f
     return Run(
-        case, loss, (d.X, Y), (d.X_te, y_te), lam, K0, k0, net, trained, points, ends, f, shift,
-        cold.reshape(-1, case.t, c) - f, process_time() - began,
+        case, loss, (X, Y), (X_te, y_te), fit.lam, K0, k0, fit.model, ended(case, fit, full),
+        points, ends, f, shift, cold, process_time() - began,
     )  # fmt: skip
 
 
