@@ -180,7 +180,7 @@ $(PEERS)/.ready: bench/peers/requirements.txt $(READY)
 	    'jaxlib==0.5.3' 'numpy<2' 'scipy<1.16' 'neural-tangents==0.6.5'
 	@touch $@
 
-# a quarter of an hour on one core; goes on where it was cut short
+# an hour on one core; goes on where it was cut short
 deep: $(READY)
 	@exec env $(ONE_THREAD) $(BIN)/python -m book.deep _build/deep book/records --cifar10 $(call quote,CIFAR10)
 

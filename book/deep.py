@@ -37,7 +37,8 @@ from lib.torch_influence import full_influence, influence
 
 # Our choices. Ridge, steps and points were fixed with seed 0. The list of cases was cut twice for
 # time, got GELU at ridge 3, and later its widths above 256 and the other seeds of all but the
-# first, after a part of the record had been seen. λ is `ridge` times the
+# first, after a part of the record had been seen. Its last part, `further`, was fixed before
+# any of it was trained. λ is `ridge` times the
 # mean of K(x, x) at the start. Points are at equal steps of the order of leverage by the kernel at
 # the start. The step is `step` times ½/(λ_max + λ) at the start.
 SEEDS = (1, 2, 3)
@@ -104,7 +105,31 @@ def cases(cifar10: str = "cifar10-subset") -> list[Case]:
     for depth in (3, 4, 5):
         found += each(width=64, depth=depth, **wide)
     for name in both:
-        found += each(width=1024, activation=name, **wide)  # last: they take longest
+        found += each(width=1024, activation=name, **wide)  # they take longest
+    return found + further(each, cifar10)
+
+
+def further(each, cifar10: str) -> list[Case]:
+    """Networks that were added when the others had been seen: other widths of deep networks,
+    wider convolutions, photos with GELU, by convolutions and in three classes."""
+    both, found, wide = ("relu", "gelu"), [], {"page": "lazy", "hessian": False}
+    mnist, photos = "mnist:4/9", f"{cifar10}:airplane/automobile"
+    for depth in (3, 4, 5):
+        for name in both:
+            found += each(width=16, depth=depth, activation=name, **wide)
+        found += each(width=64, depth=depth, activation="gelu", **wide)
+    for name in both:
+        found += each(data="mnist:3/5/8", t=48, width=64, activation=name, **wide)
+    for source in (mnist, photos):
+        found += each(data=source, width=64, activation="gelu", **wide)
+    for name in both:
+        found += each(SEEDS[:2], activation=name, **CONV | wide | {"width": 12})
+    for depth in (3, 4, 5):
+        for name in both:
+            found += each(SEEDS[:1], width=256, depth=depth, activation=name, **wide)
+    for source in (mnist, photos):
+        for name in both:
+            found += each(SEEDS[:1], data=source, activation=name, **CONV | wide)
     return found
 
 
@@ -125,28 +150,31 @@ def activation(name: str) -> nn.Module:
 
 
 class Convolutional(nn.Sequential):
-    """Three layers of 3×3 convolutions with pooling, of grey images that are vectors.
+    """Three layers of 3×3 convolutions with pooling, of images that are vectors, (n, d).
 
     Outputs are 16 times those of He's initialisation: so the kernel at the start is large enough
     for a training that is not far from lazy.
     """
 
     def __init__(self, d: int, *, width: int, outputs: int, activation, seed: int):
-        side, draw = round(d**0.5), torch.Generator().manual_seed(seed)
-        one, two, three = (nn.Conv2d(a, width, 3, padding=1) for a in (1, width, width))
+        colours = 1 if round(d**0.5) ** 2 == d else 3
+        side, draw = round((d / colours) ** 0.5), torch.Generator().manual_seed(seed)
+        one, two, three = (nn.Conv2d(a, width, 3, padding=1) for a in (colours, width, width))
         super().__init__(
-            nn.Unflatten(1, (1, side, side)), one, activation(), two, activation(),
+            nn.Unflatten(1, (colours, side, side)), one, activation(), two, activation(),
             nn.AvgPool2d(2), three, activation(), nn.AvgPool2d(side // 2), nn.Flatten(),
             nn.Linear(width, outputs),
         )  # fmt: skip
         self.double()
+        self.colours = colours
         for layer in self:
             if hasattr(layer, "weight"):
                 nn.init.kaiming_normal_(layer.weight, generator=draw)
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x):
-        return 16 * super().forward(8 * x)
+        planes = x.unflatten(1, (-1, self.colours)).transpose(1, 2).flatten(1)
+        return 16 * super().forward(8 * planes)
 
 
 def network(case: Case, d: int, outputs: int) -> nn.Module:
@@ -185,9 +213,8 @@ class Run:
         return Influence(self.f, self.test[1], self.shift, self.loss).exact
 
 
-def train(case: Case) -> Run:
-    """Train the network of a case on all points, and without each of a few."""
-    began = process_time()
+def prepare(case: Case) -> tuple:
+    """Return training and test data, the loss, the kernels at the start and a `Fit` of a case."""
     d = data.load(case.data, n_train=case.n, n_test=case.t, seed=case.seed)
     Y, y_te = (
         y[:, None] if y.ndim == 1 else np.eye(y.shape[1])[y.argmax(1)] for y in (d.Y, d.Y_te)
@@ -197,21 +224,33 @@ def train(case: Case) -> Run:
     K0 = empirical_ntk(net, d.X, trace=True) / c
     k0 = empirical_ntk(net, d.X, d.X_te, trace=True) / c
     lam, top = case.ridge * np.trace(K0) / case.n, np.linalg.eigvalsh(K0)[-1]
-    order = np.argsort(Regression(K0, Y, lam, loss).h, kind="stable")
-    points = order[np.linspace(0, case.n - 1, POINTS).round().astype(int)].tolist()
     step = case.step * 0.5 / (top + lam)
     fit = Fit(net, loss, (d.X, Y), d.X_te, lam, case.steps, step, False)
+    return (d.X, Y), (d.X_te, y_te), loss, K0, k0, fit
+
+
+def ended(case: Case, fit: Fit, theta: dict) -> nn.Module:
+    """The network of a case with the parameters of the first of these trainings."""
+    net = network(case, fit.train.X.shape[1], fit.train.y.shape[1])
+    net.load_state_dict({k: v[0] for k, v in theta.items()}, strict=False)
+    return net
+
+
+def train(case: Case) -> Run:
+    """Train the network of a case on all points, and without each of a few."""
+    began = process_time()
+    (X, Y), (X_te, y_te), loss, K0, k0, fit = prepare(case)
+    order = np.argsort(Regression(K0, Y, fit.lam, loss).h, kind="stable")
+    points = order[np.linspace(0, case.n - 1, POINTS).round().astype(int)].tolist()
     full, (first,) = fit([()], fit.start)
-    begin = {k: v[0] for k, v in full.items()}
-    ends, results = fit([(i,) for i in points], begin)
-    trained = network(case, d.X.shape[1], c)
-    trained.load_state_dict(begin, strict=False)
-    f = np.array(first["f"]).reshape(case.t, c)
-    shift = np.array([r["f"] for r in results]).reshape(POINTS, case.t, c) - f
+    ends, results = fit([(i,) for i in points], {k: v[0] for k, v in full.items()})
+    f = np.array(first["f"]).reshape(case.t, -1)
+    shift = np.array([r["f"] for r in results]).reshape(POINTS, *f.shape) - f
     cold = np.array([r["f"] for r in fit([(i,) for i in points[1::2]], fit.start)[1]])
+    cold = cold.reshape(-1, *f.shape) - f
     return Run(
-        case, loss, (d.X, Y), (d.X_te, y_te), lam, K0, k0, net, trained, points, ends, f, shift,
-        cold.reshape(-1, case.t, c) - f, process_time() - began,
+        case, loss, (X, Y), (X_te, y_te), fit.lam, K0, k0, fit.at.model, ended(case, fit, full),
+        points, ends, f, shift, cold, process_time() - began,
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):
         if X2 is None:
             K[rows.stop :, rows] = K[rows, rows.stop :].T
             square = K[rows, rows]
-            square.copy_(torch.maximum(square, square.T))
+            square.copy_(torch.tril(square, -1) + torch.tril(square, -1).T)
             square.fill_diagonal_(diagonal)
     return K if isinstance(X, torch.Tensor) else K.numpy()
 

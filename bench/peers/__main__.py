@@ -191,8 +191,10 @@ def main() -> None:
         for rows in solvers(networks, args.work, args.peers, monotonic() + args.limit):
             store(merged(rows, record), record, float_format="%.5g")
     if args.only != "solvers":
+        from bench.peers import deep
         from bench.peers.tasks import tasks
 
+        deep.record(args.jax, args.records)
         with Journal(args.work / "solvers.jsonl", HEADER) as journal:
             rows = merged(journal.results, record)
         frame = pd.DataFrame(dated(tasks(args.work, args.peers, args.jax, rows)))

@@ -52,8 +52,8 @@ def measured(call) -> tuple:
 def fastest(call, repeat: int = 3) -> tuple[np.ndarray, dict]:
     """The result of a call, and its cost: seconds and memory.
 
-    Seconds are those of the processor in the fastest run, after one to warm up: of `repeat` runs, and
-    of more where these take less than a second. Memory is that of another run (see `measured`).
+    Seconds are those of the processor in the fastest run, after one to warm up: of `repeat` runs,
+    and of more where these take less than a second. Memory is that of another run (see `measured`).
     """
     result, times = call(), []
     while len(times) < repeat or sum(times) < 1:
