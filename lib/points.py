@@ -47,11 +47,7 @@ class Points:
 
 def room(what: str, numbers: int, remedy: str) -> None:
     """Raise `MemoryError` if memory does not hold three arrays of so many numbers."""
-    need, free = 24 * numbers, packed._free_memory()
-    if need > free:
-        raise MemoryError(
-            f"{what} needs {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free; {remedy}"
-        )
+    packed.room(what, 24 * numbers, remedy)
 
 
 def read(
