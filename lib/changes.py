@@ -86,7 +86,8 @@ def addition(
 
     X (n, d) and `kernel(X, X2)` are those of the model, X_new (a, d) and y_new (a,) or (a, c) the
     new points, X_te (t, d) and y_te the test points. Without `groups` each new point is one.
-    Raises `ValueError` for points of other dimensions and labels of another shape.
+    Raises `ValueError` for points of other dimensions, labels of another shape, and where no model
+    fits the new points beside the others: λ = 0, and an input that is there already.
 
     >>> from lib.kernel import ntk
     >>> X, model = np.eye(2), Ridge(ntk(np.eye(2)), [1.0, -1.0], lam=0.5)
@@ -99,11 +100,32 @@ def addition(
     k, alpha = kernel(X, check.array("X_te", X_te, 2)), model.Q.solve(new)
     own = kernel(X_new) - new.T @ alpha
     lift, wrong = kernel(X_new, X_te) - alpha.T @ k, y_new - model.predict(new)
-    shift = []
+    eps = max(len(new) * np.finfo(float).eps, 1e-11 if model.Q.dtype == "float32" else 0)
+    rounding, shift = eps * (model.diagonal.sum() + len(new) * model.lam), []
     for A in check.groups(groups, len(y_new)):
         S = own[np.ix_(A, A)] + model.lam * np.eye(len(A))
+        if np.linalg.eigvalsh(S)[0] <= rounding * (alpha[:, A] ** 2).sum(axis=0).max(initial=1):
+            raise ValueError(_twice(new[:, A], kernel(X_new[A]), model, A))
         shift.append(lift[A].T @ np.linalg.solve(S, wrong[A]))
     return Influence(model.predict(k), y_te, np.array(shift))
+
+
+def _twice(new: np.ndarray, own: np.ndarray, model: Ridge, A) -> str:
+    """Say which new point, of the group A, is like another one, from its kernel with the others."""
+    size = own.diagonal() ** 0.5
+    beside = np.abs(np.tril(own, -1)) / np.outer(size, size)
+    old = np.abs(new) / np.outer(model.diagonal**0.5, size)
+    if beside.max() > old.max():
+        pair = "new points {} and {}".format(
+            *(A[i] for i in np.unravel_index(beside.argmax(), beside.shape))
+        )
+    else:
+        i, j = np.unravel_index(old.argmax(), old.shape)
+        pair = f"new point {A[j]} and training point {i}"
+    return (
+        f"with lam = {model.lam:g} no model fits {pair} to working precision: their inputs are the "
+        "same, or nearly so, or depend on the others; leave one out or choose a larger lam"
+    )
 
 
 def _like(name: str, y, points: int, model: Ridge) -> np.ndarray:

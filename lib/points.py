@@ -110,8 +110,8 @@ def read(
     parts = [part.take(np.sort(index[:limit])) for part, index, limit in most]
     if aside and (gone := set(parts[1].label) - set(parts[0].label)):
         raise ValueError(
-            f"class {str(min(gone))!r} has no training point left: n_test = {n_test} sets its points "
-            "aside; choose a smaller n_test, another seed, or a larger n_train"
+            f"class {str(min(gone))!r} has no training point left: n_test = {n_test} sets its "
+            "points aside; choose a smaller n_test, another seed, or a larger n_train"
         )
     for part, pool in zip(parts, pools, strict=False):
         files, index = part.source, part.X
