@@ -19,7 +19,7 @@ from lib.ridge import Ridge, products
 class Removal(Influence):
     """Influence of removing groups of training points (rows) on t test points (columns).
 
-    f^{∖I} − f = α_Iᵀ ρ_I,  ρ_I = −(Q_II)⁻¹ β_I: Eq 9 for a group, whose points leave together.
+    f^{∖G} − f = α_Gᵀ ρ_G,  ρ_G = −(Q_GG)⁻¹ β_G: Eq 9 for a group G, whose points leave together.
 
     `groups` are as for `Ridge.remove`, `k` is (n, t) and `y_te` the test labels, (t,) or (t, c).
     Source: the block form of Zhang and Zhang (2022), Eq 9.
@@ -35,19 +35,19 @@ class Removal(Influence):
         shift, self.ihvp, pairs = [], [], []
         f = model.predict(k)
         super().__init__(f, y_te, None)
-        for I in check.groups(groups, len(model.Y)):
-            alpha, rho, r = model.Q.rows(I) @ k, model.without(I), model.r[I]
+        for G in check.groups(groups, len(model.Y)):
+            alpha, rho, r = model.Q.rows(G) @ k, model.without(G), model.r[G]
             shift.append(alpha.T @ rho)
             self.ihvp.append((alpha * products(r, self.r_te)).sum(axis=0))
-            pairs.append([_norm(model, I, rho), _norm(model, I, rho - r)])
+            pairs.append([_norm(model, G, rho), _norm(model, G, rho - r)])
         self._shift, self.ihvp, self._norms = np.array(shift), np.array(self.ihvp), np.array(pairs)
 
     def bound(self, k_xx: float) -> np.ndarray:
         """Return a bound on abs(I − Î) for each group and test point, (groups, t).
 
-        abs(I − Î) ≤ √(k_xx q(ρ_I − r_I)) ‖r_te‖ + ½ k_xx q(ρ_I),  q(v) = tr vᵀ [QKQ]_II v,
+        abs(I − Î) ≤ √(k_xx q(ρ_G − r_G)) ‖r_te‖ + ½ k_xx q(ρ_G),  q(v) = tr vᵀ [QKQ]_GG v,
 
-        since I − Î = ⟨α_Iᵀ(ρ_I − r_I), r_te⟩ + ½ ‖α_Iᵀ ρ_I‖² and ‖α_Iᵀ v‖² ≤ k(x, x) q(v). Of the
+        since I − Î = ⟨α_Gᵀ(ρ_G − r_G), r_te⟩ + ½ ‖α_Gᵀ ρ_G‖² and ‖α_Gᵀ v‖² ≤ k(x, x) q(v). Of the
         test point it needs the residual alone. For one point it is `lib.bounds.worst_case` with the
         residual in place of its bound R. `k_xx` is the largest k(x, x) there is,
         `lib.kernel.DIAGONAL` for the NTK. Source: this project, by Cauchy and Schwarz.
@@ -145,7 +145,7 @@ def _outer(alpha: np.ndarray, delta: np.ndarray) -> np.ndarray:
 
 
 def _norm(model: Ridge, I: np.ndarray, v: np.ndarray) -> float:
-    """tr vᵀ [QKQ]_II v, from [QKQ]_II = Q_II(I − λQ_II) − λ Q_I,out Q_out,I, which keeps digits."""
+    """tr vᵀ [QKQ]_GG v, from [QKQ]_GG = Q_GG(I − λQ_GG) − λ Q_G,out Q_out,G, which keeps digits."""
     rows = model.Q.rows(I)
     block, out = rows[:, I], np.delete(rows, I, axis=1)
     v = v.reshape(len(I), -1)
