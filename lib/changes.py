@@ -144,11 +144,11 @@ def _outer(alpha: np.ndarray, delta: np.ndarray) -> np.ndarray:
     return alpha * delta[:, None] if delta.ndim == 1 else alpha[:, :, None] * delta[:, None]
 
 
-def _norm(model: Ridge, I: np.ndarray, v: np.ndarray) -> float:
+def _norm(model: Ridge, G: np.ndarray, v: np.ndarray) -> float:
     """tr vᵀ [QKQ]_GG v, from [QKQ]_GG = Q_GG(I − λQ_GG) − λ Q_G,out Q_out,G, which keeps digits."""
-    rows = model.Q.rows(I)
-    block, out = rows[:, I], np.delete(rows, I, axis=1)
-    v = v.reshape(len(I), -1)
+    rows = model.Q.rows(G)
+    block, out = rows[:, G], np.delete(rows, G, axis=1)
+    v = v.reshape(len(G), -1)
     Qv = block @ v
     inside = np.sum(Qv * (v - model.lam * Qv))
     return max(0.0, inside - model.lam * np.sum((out.T @ v) ** 2))

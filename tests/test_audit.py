@@ -218,7 +218,7 @@ def test_every_column_is_explained_in_the_report(blobs, tmp_path):
     page = report.render(audit(blobs, lam=0.5, clean="test", out=tmp_path, **QUIET))
     for file in tmp_path.glob("*.csv"):
         for name in pd.read_csv(file):
-            (row,) = re.findall(f"<tr><td><code>{name}</code></td><td>.{{9,}}</td>.*", page)
+            (row,) = re.findall(f"<dt><code>{name}</code> in .*</dt><dd>.{{9,}}</dd>", page)
             assert file.name in row
     plain = report.render(audit({"X": blobs["X"], "y": blobs["y"]}, lam=0.5, **QUIET))
     assert "<code>clean_influence</code>" not in plain and "tests.csv" not in plain
