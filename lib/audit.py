@@ -296,11 +296,11 @@ def single_will_do(X: np.ndarray, Y: np.ndarray, lam: float, seed: int = 0) -> b
     m = min(CHOICE, 2 * len(X) // 3)
     train, test = order[:m], order[m : m + TRIED]
     K, k, lam = ntk(X[train]), ntk(X[train], X[test]), lam * m / len(X)
-    right = Ridge(K, Y[train], lam).influence(k, Y[test]).exact
     try:
+        right = Ridge(K, Y[train], lam).influence(k, Y[test]).exact
         Q = PackedInverse(ntk, X[train], lam, progress=False)
         off = Ridge.packed(Q, Y[train]).influence(k, Y[test]).exact - right
-    except (ValueError, RuntimeError):  # it is not positive definite there, or nearly so
+    except (ValueError, RuntimeError):  # K + λI is hardly positive definite there
         return False
     return bool((np.abs(off).max(axis=0) <= LOST * np.abs(right).max(axis=0)).all())
 
