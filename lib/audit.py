@@ -5,10 +5,10 @@
     result = audit("features.npz")            # from Python: result.table is a DataFrame
 
 The model is ridge regression with the neural tangent kernel. All training points take part, and
-every number is exact: leave-one-out residuals, influences, and what another label would do. Beyond
-8,000 points the inverse is in single precision: influences have three or four digits of the largest
-influence of a test point; small influences fewer. Nothing in the data is executed: arrays with
-pickles are refused, and the report escapes every name.
+nothing is estimated: leave-one-out residuals, influences, and what another label would do. Beyond
+8,000 points the inverse is in single precision where a trial shows that influences keep three
+digits of the largest influence of their test point, and else in double precision. Nothing in the
+data is executed: arrays with pickles are refused, and the report escapes every name.
 """
 
 from __future__ import annotations
@@ -30,17 +30,35 @@ from tqdm import tqdm
 
 from lib import check, labels, report
 from lib.bounds import certificate
+from lib.journal import OtherSetting
 from lib.kernel import DIAGONAL, ntk
-from lib.packed import PackedInverse
+from lib.packed import BLOCK, PackedInverse
 from lib.points import Points, encode, read, room
-from lib.ridge import Ridge, products, squares
+from lib.ridge import Ridge, RidgeInfluence, products, squares
 from lib.stream import Streamed, stream
 
 DENSE = 8000  # points with a dense kernel and inverse, 1 GB of them; beyond, the packed inverse
-CHOICE = 2000  # points on which λ is chosen
+CHOICE = 2000  # points on which λ is chosen, and single precision tried
 GRID = 10.0 ** np.arange(-4, 2.1, 0.5)  # the λ to choose from; K(x, x) = ½ is their unit
-SHOWN, BLOCK = 5, 500  # helpful and harmful points of a test point; test points at a time
+LOST = 3e-4  # of the largest influence of a test point, that single precision may lose in the trial
+TRIED, MEASURED = 200, 20  # test points of the trial, and of what is measured in the end
+SHOWN = 5  # helpful and harmful points of a test point
 TILES = "inverse-tiles"  # folder of the packed inverse
+FILES = ("points.csv", "tests.csv", "pairs.csv", "suspects.csv", "report.html")
+OPTIONS = {
+    "label": (str, "array or column of labels; by default y, or in a table label, target, class"),
+    "lam": (float, "ridge λ; by default the one that the exact leave-one-out error chooses"),
+    "test": (str, "test points, a source like the first"),
+    "clean": (str, "points whose labels are right: a source, or 'test', the test points; the "
+              "report then ranks points by the harm that they do to these"),
+    "points": (str, "test points to explain: how many, of largest loss, or all, or 3,17"),
+    "n-train": (int, "take so many training points, at random; by default all"),
+    "n-test": (int, "take so many test points, at random; sets them aside if there are none"),
+    "size": (int, "height and width to which images are brought; by default they stay"),
+    "top": (int, "suspicious points to look at more closely"),
+    "seed": (int, "of all that is at random"),
+    "out": (Path, "folder of the results; by default audit-SOURCE"),
+}  # fmt: skip
 
 
 @dataclass(repr=False)
@@ -48,16 +66,20 @@ class Audit:
     """What an audit found, with the points, the model, and after how many seconds a step was done.
 
     - table: a row a training point, the most suspicious first: source, label, suggested label, the
-      scores of `lib.labels.scores`, mean influence on the test points, leverage h, and up to 8,000
-      points the certificate τ: at every test point Î/(1 − h) ≤ I ≤ Î/(1 − h) + τ, Î being IHVP
+      scores of `lib.labels.scores`, mean influence on the test and on the clean points (positive:
+      helpful), leverage h, and up to 8,000 points the certificate τ: at every test point
+      Î/(1 − h) ≤ I ≤ Î/(1 − h) + τ, Î being IHVP
     - suspects: what the suggested label of the first points would do. `others` is the change of the
       mean leave-one-out loss of the other points, `test` that of the mean test loss; `mended` and
       `spoilt` count test points whose predicted class becomes right or wrong
     - tests: a row a test point: source, label, predicted class, loss
     - pairs: the most helpful and harmful points of some test points: their influence (positive:
-      helpful), the usual estimate of it (ihvp), and leverage
+      helpful), the usual estimate of it (ihvp), leverage, and the sources of both points
     - choice: the leave-one-out loss of each λ, see `choose`
-    - unknown: classes of which there is no clean point, so that their points get no credit
+    - unknown: classes of which there is no clean point, so that their points help none
+    - lost: by how much single precision changes an influence on some test points at most, over the
+      largest influence on this test point; None for double precision
+    - unused: columns of a table that are no feature, and why
     """
 
     name: str
@@ -73,6 +95,8 @@ class Audit:
     pairs: pd.DataFrame | None = None
     choice: pd.DataFrame | None = None
     unknown: list[str] = field(default_factory=list)
+    unused: str = ""
+    lost: float | None = None
 
     def outputs(self, label: np.ndarray) -> np.ndarray:
         """Labels of two classes as ±1, (n,), of c > 2 as one-hot rows less 1/c, (n, c)."""
@@ -80,7 +104,7 @@ class Audit:
         if (number < 0).any():
             raise ValueError(
                 f"no training point has the label {str(label[number.argmin()])!r} of a test or "
-                "clean point; remove such points"
+                "clean point; remove such points, or take more training points"
             )
         return (np.array([1.0, -1.0]) if c == 2 else np.eye(c) - 1 / c)[number]
 
@@ -102,19 +126,21 @@ def audit(
     labels, by default y (in a table also label, target or class); all other columns are features.
     Labels of a .csv stay as they are written, 00123 is not 123, but for whole numbers like 1.0.
     `test` and `clean` are more of the same: test points, and points whose labels are known to be
-    right (clean="test": the test points). Without `clean` points are ranked by their leave-one-out
-    margin, with it by their influence on it, where the classes that it lacks get no credit.
-    `classes` are names to keep, `n_train` and `n_test` the most points to take, at random; where
-    there are no test points, `n_test` are set aside.
+    right (clean="test": the test points). Points are ranked by their leave-one-out margin, or, if
+    there are clean points, by the harm that they do to these. If no clean point is of a class, the
+    points of that class can do harm, but hardly good. `classes` are names to keep, `n_train` and
+    `n_test` the most points to take, at random; where there are no test points, `n_test` are set
+    aside.
 
     `lam` is the ridge λ, by default chosen by the exact leave-one-out loss, see `choose`. `points`
     are the test points to explain: so many with the largest loss, "all", or a list. The first `top`
-    suspicious points get a closer look. The folder `out` gets points.csv, tests.csv, pairs.csv and
-    report.html, each as soon as it is known. Two classes have labels ±1, as in the paper: one-hot
-    rows less ½ would halve influences and change nothing else. Above 8,000 points the inverse is a
-    `lib.packed.PackedInverse`. With `out` it is in a folder there, so that the same call goes on
-    after an interruption, and is removed at the end: `model.Q` is of no more use. Without, it is in
-    memory and stays.
+    suspicious points get a closer look. The folder `out` gets points.csv, tests.csv, pairs.csv,
+    suspects.csv and report.html, each as soon as it is known; those of an earlier call go before.
+    Two classes have labels ±1, as in the paper. As one-hot rows less ½ they would give the same
+    margins, suggestions and leverages, half the losses, influences and certificates, and residuals
+    smaller by √2. Above 8,000 points the inverse is a `lib.packed.PackedInverse`. With `out` it is
+    in a folder there, so that the same call goes on after an interruption, and is removed at the
+    end: `model.Q` is of no more use. Without, it is in memory and stays.
 
     Raises `ValueError`, `TypeError`, `IndexError` or `OSError` for bad input, and `MemoryError` or
     `OSError` before the work where memory or disk will not do. Source: Eq 9, 14.
@@ -139,7 +165,9 @@ def audit(
     name = str(source) if isinstance(source, str | Path) else type(source).__name__
     name = name if ":" in name else Path(name).name
     found = Audit(name, train, test, _classes(train.label))
-    found.note = encode(train, *(x for x in (test, known) if x))
+    found.note, found.unused = encode(train, *(x for x in (test, known) if x))
+    if found.unused and progress:
+        tqdm.write(f"columns that are no feature: {found.unused}", file=sys.stderr)
     Y, Y_te, Y_clean = (x and found.outputs(x.label) for x in (train, test, known))
     if (judge := test if own else known) is not None:
         found.unknown = sorted(set(found.classes) - set(judge.label))
@@ -149,9 +177,10 @@ def audit(
         found.choice = choose(train.X, Y, seed, progress)
         lam = float(found.choice.lam[found.choice.chosen].iloc[0])
         found.seconds["choice of λ"] = time.perf_counter() - start
-    model = found.model = _fit(train.X, Y, lam, out and out / TILES, progress)
+    model = found.model = _fit(train.X, Y, lam, out and out / TILES, seed, progress)
     found.seconds["inverse"] = time.perf_counter() - start
-    found.table = _ranked(found, labels.scores(model), "margin")
+    found.table = _ranked(found, labels.scores(model))
+    clear(out)
     _write(out, "points.csv", found.table)
     most = min(SHOWN, len(Y) // 2)
     on_test, on_clean = (
@@ -159,7 +188,10 @@ def audit(
         for x, y in ((test, Y_te), (known, Y_clean))
     )
     on_clean = on_test if own else on_clean
-    scores = labels.scores(model, clean=on_clean and on_clean.mean)
+    found.lost = _lost(model, train.X, *((test, Y_te) if test else (known, Y_clean)))
+    scores = labels.scores(model)
+    if on_clean is not None:
+        scores["clean influence"] = on_clean.mean
     if test is not None:
         scores["test influence"], f = on_test.mean, on_test.f
         found.tests = pd.DataFrame({
@@ -169,10 +201,12 @@ def audit(
         _write(out, "tests.csv", found.tests)
         found.pairs = _pairs(found, on_test, points)
         _write(out, "pairs.csv", found.pairs.set_index("test"))
-    found.table = _ranked(found, scores, "margin" if clean is None else "clean influence")
+    found.table = _ranked(found, scores)
     _write(out, "points.csv", found.table)
     found.seconds["influence"] = time.perf_counter() - start
     found.suspects = _relabelled(found, found.table.index[:top].to_numpy(), on_test)
+    first = found.table[["source", "label", "suggested"]].join(found.suspects, how="right")
+    _write(out, "suspects.csv", first[first.label != first.suggested])
     found.seconds["other labels"] = time.perf_counter() - start
     _write(out, "report.html", out and report.render(found))
     if out and model.K is None:
@@ -238,22 +272,58 @@ def choose(X: np.ndarray, Y: np.ndarray, seed: int = 0, progress: bool = False) 
     return table.assign(n=len(some), chosen=table.index == chosen).rename_axis("lam").reset_index()
 
 
-def _fit(X: np.ndarray, Y: np.ndarray, lam: float, tiles: Path | None, progress: bool) -> Ridge:
+def _fit(X, Y, lam: float, tiles: Path | None, seed: int, progress: bool) -> Ridge:
     if len(X) <= DENSE:
         room("the dense inverse", len(X) ** 2, "choose a smaller n_train")
         return Ridge(ntk(X), Y, lam)
-    dtype = "float32" if lam > 1e-7 * len(X) else "float64"  # κ ≈ n/10λ has to leave it digits
-    Q = PackedInverse(ntk, X, lam, dtype=dtype, folder=tiles, progress=progress)
+    dtype = "float32" if single_will_do(X, Y, lam, seed) else "float64"
+    try:
+        Q = PackedInverse(ntk, X, lam, dtype=dtype, folder=tiles, progress=progress)
+    except OtherSetting as error:
+        words = f"{tiles} holds tiles of another λ, seed or data: choose another --out, or delete"
+        raise OtherSetting(f"{words} {tiles} ({error})", error.differ) from error
     return Ridge.packed(Q, Y)
 
 
-def _ranked(found: Audit, scores: dict, by: str) -> pd.DataFrame:
+def single_will_do(X: np.ndarray, Y: np.ndarray, lam: float, seed: int = 0) -> bool:
+    """Whether single precision leaves influences three digits of the largest of their test point.
+
+    It is tried against double precision on `CHOICE` points with the same λ/n, where `TRIED` others
+    are the test points. The error has to be below `LOST`, less than a thousandth, for it grows with
+    n. How large it depends on the data: λ/n alone says little.
+    """
+    order = np.random.default_rng(seed).permutation(len(X))
+    m = min(CHOICE, 2 * len(X) // 3)
+    train, test = order[:m], order[m : m + TRIED]
+    K, k, lam = ntk(X[train]), ntk(X[train], X[test]), lam * m / len(X)
+    try:
+        right = Ridge(K, Y[train], lam).influence(k, Y[test]).exact
+        Q = PackedInverse(ntk, X[train], lam, progress=False)
+        off = Ridge.packed(Q, Y[train]).influence(k, Y[test]).exact - right
+    except (ValueError, RuntimeError):  # K + λI is hardly positive definite there
+        return False
+    return bool((np.abs(off).max(axis=0) <= LOST * np.abs(right).max(axis=0)).all())
+
+
+def _lost(model: Ridge, X: np.ndarray, some: Points | None, y: np.ndarray | None) -> float | None:
+    """Return what `Audit.lost` says, for some test points at even steps, with refined α."""
+    if some is None or model.Q.dtype == "float64":
+        return None
+    index = np.unique(np.linspace(0, len(y) - 1, MEASURED).astype(int))
+    k = ntk(X, some.X[index])
+    rough = model.influence(k, y[index])
+    right = RidgeInfluence(model, model.Q.solve(k), rough.f, y[index]).exact
+    return float((np.abs(rough.exact - right).max(axis=0) / np.abs(right).max(axis=0)).max())
+
+
+def _ranked(found: Audit, scores: dict) -> pd.DataFrame:
     suggested = np.array(found.classes)[labels.suggested(found.model)]
     first = {"source": found.train.source, "label": found.train.label, "suggested": suggested}
     table = pd.DataFrame({**first, **scores, "leverage": found.model.h})
     if found.model.K is not None:  # the packed inverse needs n³/3 steps more for it
         table["certificate"] = certificate(found.model, DIAGONAL)
-    table = table.rename_axis("index").sort_values(by, ascending=False, kind="stable")
+    by = "clean influence" if "clean influence" in scores else "margin"
+    table = table.rename_axis("index").sort_values(by, ascending=by != "margin", kind="stable")
     return table.rename(columns=lambda name: re.sub(r"\W", "_", name))
 
 
@@ -266,7 +336,10 @@ def _pairs(found: Audit, on_test: Streamed, points) -> pd.DataFrame:
     train, *values = (np.hstack(both)[points] for both in kept)
     columns = [np.repeat(points, train.shape[1]), *(x.ravel() for x in (train, *values))]
     table = pd.DataFrame(dict(zip(("test", "train", "influence", "ihvp"), columns, strict=True)))
-    return table.assign(leverage=found.model.h[table.train])
+    return table.assign(
+        leverage=found.model.h[table.train], test_source=found.test.source[table.test],
+        train_source=found.train.source[table.train],
+    )  # fmt: skip
 
 
 def _relabelled(found: Audit, index: np.ndarray, on_test: Streamed | None) -> pd.DataFrame:
@@ -311,6 +384,12 @@ def safe(cell):
     return f"'{cell}" if risky and not re.fullmatch(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?", cell) else cell
 
 
+def clear(folder: Path | None) -> None:
+    """Remove what an earlier audit has written, so that no two are mixed."""
+    for name in FILES if folder else ():
+        (folder / name).unlink(missing_ok=True)
+
+
 def _write(folder: Path | None, name: str, what: str | pd.DataFrame) -> None:
     """Write a file in one step."""
     if folder is not None:
@@ -323,18 +402,20 @@ def _write(folder: Path | None, name: str, what: str | pd.DataFrame) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command `ntk-influence`; returns its exit status."""
     parser = argparse.ArgumentParser("ntk-influence", description=__doc__.split("\n")[0])
-    lines = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    about = audit.__doc__[: audit.__doc__.index("    >>>")]
-    command = parser.add_subparsers(required=True).add_parser("audit", description=about, **lines)
+    about = (
+        "SOURCE is a folder of images (one sub-folder a class), a .npz file of arrays (X, or "
+        "embeddings, and y), a .csv or .parquet table with a column of labels, or a data set such "
+        "as digits or mnist. The results are report.html and, for what you do next, points.csv and "
+        "suspects.csv; tests.csv and pairs.csv are about the test points."
+    )
+    command = parser.add_subparsers(required=True).add_parser("audit", description=about)
     first = "put it first: --classes takes all words that follow"
-    command.add_argument("source", help=first)
-    command.add_argument("--classes", nargs="+")
-    for name, kind in {
-        "label": str, "lam": float, "test": str, "clean": str, "points": str, "n-train": int,
-        "n-test": int, "size": int, "top": int, "seed": int, "out": Path,
-    }.items():  # fmt: skip
+    command.add_argument("source", help=f"what to audit; {first}")
+    command.add_argument("--classes", nargs="+", help="classes to keep; by default all")
+    for name, (kind, words) in OPTIONS.items():
         default = audit.__kwdefaults__[name.replace("-", "_")]
-        command.add_argument(f"--{name}", type=kind, default=default, help=f"by default {default}")
+        words += "" if default is None else f"; by default {default}"
+        command.add_argument(f"--{name}", type=kind, default=default, help=words)
     given = vars(parser.parse_args(arguments))
     name = given["source"] if ":" in given["source"] else Path(given["source"]).stem
     out = given["out"] or Path("audit-" + re.sub(r"\W+", "-", name).strip("-"))
@@ -345,7 +426,7 @@ def main(arguments: list[str] | None = None) -> int:
         with suppress(OSError):
             out.rmdir()  # if it is empty
         print(f"ntk-influence: {error}", file=sys.stderr)
-        if (out / TILES).exists():
+        if list((out / TILES).glob("*.npy")) and not isinstance(error, OtherSetting):
             goes_on = "holds the inverse so far: the same command goes on with it; or delete this"
             print(f"{out / TILES} {goes_on} folder", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ from lib.ridge import Ridge, products
 class Removal(Influence):
     """Influence of removing groups of training points (rows) on t test points (columns).
 
-    f^{∖I} − f = α_Iᵀ ρ_I,  ρ_I = −(Q_II)⁻¹ β_I: Eq 9 for a group, whose points leave together.
+    f^{∖G} − f = α_Gᵀ ρ_G,  ρ_G = −(Q_GG)⁻¹ β_G: Eq 9 for a group G, whose points leave together.
 
     `groups` are as for `Ridge.remove`, `k` is (n, t) and `y_te` the test labels, (t,) or (t, c).
     Source: the block form of Zhang and Zhang (2022), Eq 9.
@@ -35,19 +35,19 @@ class Removal(Influence):
         shift, self.ihvp, pairs = [], [], []
         f = model.predict(k)
         super().__init__(f, y_te, None)
-        for I in check.groups(groups, len(model.Y)):
-            alpha, rho, r = model.Q.rows(I) @ k, model.without(I), model.r[I]
+        for G in check.groups(groups, len(model.Y)):
+            alpha, rho, r = model.Q.rows(G) @ k, model.without(G), model.r[G]
             shift.append(alpha.T @ rho)
             self.ihvp.append((alpha * products(r, self.r_te)).sum(axis=0))
-            pairs.append([_norm(model, I, rho), _norm(model, I, rho - r)])
+            pairs.append([_norm(model, G, rho), _norm(model, G, rho - r)])
         self._shift, self.ihvp, self._norms = np.array(shift), np.array(self.ihvp), np.array(pairs)
 
     def bound(self, k_xx: float) -> np.ndarray:
         """Return a bound on abs(I − Î) for each group and test point, (groups, t).
 
-        abs(I − Î) ≤ √(k_xx q(ρ_I − r_I)) ‖r_te‖ + ½ k_xx q(ρ_I),  q(v) = tr vᵀ [QKQ]_II v,
+        abs(I − Î) ≤ √(k_xx q(ρ_G − r_G)) ‖r_te‖ + ½ k_xx q(ρ_G),  q(v) = tr vᵀ [QKQ]_GG v,
 
-        since I − Î = ⟨α_Iᵀ(ρ_I − r_I), r_te⟩ + ½ ‖α_Iᵀ ρ_I‖² and ‖α_Iᵀ v‖² ≤ k(x, x) q(v). Of the
+        since I − Î = ⟨α_Gᵀ(ρ_G − r_G), r_te⟩ + ½ ‖α_Gᵀ ρ_G‖² and ‖α_Gᵀ v‖² ≤ k(x, x) q(v). Of the
         test point it needs the residual alone. For one point it is `lib.bounds.worst_case` with the
         residual in place of its bound R. `k_xx` is the largest k(x, x) there is,
         `lib.kernel.DIAGONAL` for the NTK. Source: this project, by Cauchy and Schwarz.
@@ -86,7 +86,8 @@ def addition(
 
     X (n, d) and `kernel(X, X2)` are those of the model, X_new (a, d) and y_new (a,) or (a, c) the
     new points, X_te (t, d) and y_te the test points. Without `groups` each new point is one.
-    Raises `ValueError` for points of other dimensions and labels of another shape.
+    Raises `ValueError` for points of other dimensions, labels of another shape, and where no model
+    fits the new points beside the others: λ = 0, and an input that is there already.
 
     >>> from lib.kernel import ntk
     >>> X, model = np.eye(2), Ridge(ntk(np.eye(2)), [1.0, -1.0], lam=0.5)
@@ -99,11 +100,32 @@ def addition(
     k, alpha = kernel(X, check.array("X_te", X_te, 2)), model.Q.solve(new)
     own = kernel(X_new) - new.T @ alpha
     lift, wrong = kernel(X_new, X_te) - alpha.T @ k, y_new - model.predict(new)
-    shift = []
+    eps = max(len(new) * np.finfo(float).eps, 1e-11 if model.Q.dtype == "float32" else 0)
+    rounding, shift = eps * (model.diagonal.sum() + len(new) * model.lam), []
     for A in check.groups(groups, len(y_new)):
         S = own[np.ix_(A, A)] + model.lam * np.eye(len(A))
+        if np.linalg.eigvalsh(S)[0] <= rounding * (alpha[:, A] ** 2).sum(axis=0).max(initial=1):
+            raise ValueError(_twice(new[:, A], kernel(X_new[A]), model, A))
         shift.append(lift[A].T @ np.linalg.solve(S, wrong[A]))
     return Influence(model.predict(k), y_te, np.array(shift))
+
+
+def _twice(new: np.ndarray, own: np.ndarray, model: Ridge, A) -> str:
+    """Say which new point, of the group A, is like another one, from its kernel with the others."""
+    size = own.diagonal() ** 0.5
+    beside = np.abs(np.tril(own, -1)) / np.outer(size, size)
+    old = np.abs(new) / np.outer(model.diagonal**0.5, size)
+    if beside.max() > old.max():
+        pair = "new points {} and {}".format(
+            *(A[i] for i in np.unravel_index(beside.argmax(), beside.shape))
+        )
+    else:
+        i, j = np.unravel_index(old.argmax(), old.shape)
+        pair = f"new point {A[j]} and training point {i}"
+    return (
+        f"with lam = {model.lam:g} no model fits {pair} to working precision: their inputs are the "
+        "same, or nearly so, or depend on the others; leave one out or choose a larger lam"
+    )
 
 
 def _like(name: str, y, points: int, model: Ridge) -> np.ndarray:
@@ -122,11 +144,11 @@ def _outer(alpha: np.ndarray, delta: np.ndarray) -> np.ndarray:
     return alpha * delta[:, None] if delta.ndim == 1 else alpha[:, :, None] * delta[:, None]
 
 
-def _norm(model: Ridge, I: np.ndarray, v: np.ndarray) -> float:
-    """tr vᵀ [QKQ]_II v, from [QKQ]_II = Q_II(I − λQ_II) − λ Q_I,out Q_out,I, which keeps digits."""
-    rows = model.Q.rows(I)
-    block, out = rows[:, I], np.delete(rows, I, axis=1)
-    v = v.reshape(len(I), -1)
+def _norm(model: Ridge, G: np.ndarray, v: np.ndarray) -> float:
+    """tr vᵀ [QKQ]_GG v, from [QKQ]_GG = Q_GG(I − λQ_GG) − λ Q_G,out Q_out,G, which keeps digits."""
+    rows = model.Q.rows(G)
+    block, out = rows[:, G], np.delete(rows, G, axis=1)
+    v = v.reshape(len(G), -1)
     Qv = block @ v
     inside = np.sum(Qv * (v - model.lam * Qv))
     return max(0.0, inside - model.lam * np.sum((out.T @ v) ** 2))

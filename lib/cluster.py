@@ -16,6 +16,9 @@ from dask.distributed import Client, wait
 from lib import check
 from lib.inverse import KernelInverse
 
+MATRICES = 3  # of n² numbers that the workers hold at a time; measured 2.5
+FILLED = 60  # per cent of its memory that a worker fills before it writes to disk, as Dask is set
+
 
 class ClusterInverse(KernelInverse):
     """The inverse of K + λI for K = kernel(X), in square tiles on the workers of `client`.
@@ -25,8 +28,9 @@ class ClusterInverse(KernelInverse):
     gives L and `solve_triangular` M = L⁻¹, which stays: Q = MᵀM. The tiles that a lost worker held
     are computed again by the others. `tile` is about the rows of a tile.
 
-    The workers together hold up to three matrices: 24 n² bytes, 86 GB for n = 60,000. Raises
-    `MemoryError` before it starts where their limits are below that, and `ValueError` if K + λI is
+    The workers together hold up to three matrices: 24 n² bytes, 86 GB for n = 60,000. Dask's
+    workers write to disk beyond 60 % of their memory, so together they need 144 GB for that. Raises
+    `MemoryError` before it starts where their limits are below, and `ValueError` if K + λI is
     singular to working precision.
 
     >>> from dask.distributed import Client
@@ -40,7 +44,7 @@ class ClusterInverse(KernelInverse):
     def __init__(self, kernel: Callable, X, lam: float, client: Client, *, tile: int = 2000):
         super().__init__(kernel, X, lam)
         self.client, n = client, len(self.X)
-        _room(client, 24 * n * n)
+        _room(client, n)
         count = math.ceil(n / check.integer("tile", tile))
         size = math.ceil(n / count)  # Dask wants tiles of one size: the last has points that
         parts = [delayed(self.X[i * size : (i + 1) * size]) for i in range(count)]  # do not exist
@@ -104,14 +108,27 @@ def _tile(kernel, A: np.ndarray, B: np.ndarray, own: bool, lam: float, size: int
     return tile
 
 
-def _room(client: Client, need: int) -> None:
-    """Raise `MemoryError` if the workers together may not hold so many bytes."""
+def reach(memory: float) -> int:
+    """Return the most points whose inverse workers of so many bytes together hold in memory.
+
+    >>> reach(144e9)
+    60000
+    """
+    return math.isqrt(int(memory) * FILLED // (100 * 8 * MATRICES))
+
+
+def _room(client: Client, n: int) -> None:
+    """Raise `MemoryError` if the workers together may not hold what n points need."""
     limits = client.run(lambda dask_worker: dask_worker.memory_manager.memory_limit)
     if not limits:
         raise ValueError("client has no workers; start them, or call client.wait_for_workers(1)")
-    if None not in limits.values() and need > sum(limits.values()):
+    if None in limits.values():
+        return
+    total = sum(limits.values())
+    if n > reach(total):
         raise MemoryError(
-            f"the inverse needs {need / 1e9:.1f} GB, but the {len(limits)} workers may use "
-            f"{sum(limits.values()) / 1e9:.1f} together; add workers, or pass a folder to "
+            f"the inverse of {n} points needs {8e-9 * MATRICES * n * n:.1f} GB, but the "
+            f"{len(limits)} workers hold {1e-11 * FILLED * total:.1f} together before they write "
+            f"to disk, at {FILLED} % of their memory; add workers, or pass a folder to "
             "lib.packed.PackedInverse"
         )

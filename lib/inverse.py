@@ -23,6 +23,7 @@ from scipy.linalg import blas, eigh, eigvalsh_tridiagonal, lapack
 from lib import check
 
 TILE = 256  # rows and columns of a square that fits the cache
+STEPS = 20  # products for the largest eigenvalue
 
 
 class Inverse:
@@ -98,7 +99,7 @@ class KernelInverse:
         return np.concatenate([np.diagonal(self.kernel(part)) for part in parts])
 
 
-def lanczos(times: Callable, n: int, steps: int = 20) -> float:
+def lanczos(times: Callable, n: int, steps: int = STEPS) -> float:
     """Return a lower bound of the largest eigenvalue of a symmetric A, given v ↦ Av, (n,).
 
     For a random start it lies below (1 − ε) times that eigenvalue with a probability of at most

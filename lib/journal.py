@@ -10,6 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
+class OtherSetting(ValueError):
+    """A file is of another setting; `differ` names what differs, with its value there and here."""
+
+    def __init__(self, message: str, differ: dict):
+        super().__init__(message)
+        self.differ = differ
+
+
 class Journal:
     """A file of JSON lines: a header that says what they are of, then a line for each result.
 
@@ -17,9 +25,9 @@ class Journal:
     must be of the same setting or new. `results` are those it has, in order; `append` adds one,
     which is on the disk when it returns. Only one process at a time may hold a journal.
 
-    Raises `ValueError` for a file of another format or setting, naming what differs, and for a
-    damaged line; the last line may be what a kill left of it, and is dropped. Raises `OSError` for
-    a file that another process holds, or cannot be opened.
+    Raises `ValueError` for a file of another format or setting (`OtherSetting`), naming what
+    differs, and for a damaged line; the last line may be what a kill left of it, and is dropped.
+    Raises `OSError` for a file that another process holds, or cannot be opened.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "squares.jsonl"
@@ -96,11 +104,9 @@ class Journal:
 
     def _compare(self, there: dict) -> None:
         here = self.header
-        differ = [
-            f"{k} is {there.get(k)!r} in the file and {here.get(k)!r} here, "
-            for k in here | there if there.get(k) != here.get(k)
-        ]  # fmt: skip
+        names = [k for k in here | there if there.get(k) != here.get(k)]
+        differ = {k: (there.get(k), here.get(k)) for k in names}
         if differ:
-            raise ValueError(
-                f"{self._handle.name} is of another setting: {''.join(differ)}choose another file"
-            )
+            words = [f"{k} is {a!r} in the file and {b!r} here, " for k, (a, b) in differ.items()]
+            why = f"{self._handle.name} is of another setting: {''.join(words)}choose another file"
+            raise OtherSetting(why, differ)

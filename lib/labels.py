@@ -51,7 +51,7 @@ def scores(model: Ridge, *, ihvp: bool = False, clean=None) -> dict[str, np.ndar
     found = {
         "residual": squares(r) ** 0.5,
         "loss": 0.5 * squares(rho),
-        "margin": -_margin(Y + rho, own),
+        "margin": -margins(_outputs(Y + rho), own),
         "self-influence": of_itself,
     }
     if clean is not None:
@@ -78,6 +78,20 @@ def suggested(model: Ridge) -> np.ndarray:
     return _outputs(model.Y + model.rho).argmax(axis=1)
 
 
+def margins(outputs: np.ndarray, own) -> np.ndarray:
+    """Return the output of the own class less the largest other one, for outputs (..., c).
+
+    Positive is right. The score "margin" is this of leave-one-out outputs with its sign turned.
+
+    >>> margins(np.array([[0.5, 0.75, 0.0]]), [0]).tolist()
+    [-0.25]
+    """
+    own = np.expand_dims(np.broadcast_to(own, outputs.shape[:-1]), -1)
+    others = outputs.copy()
+    np.put_along_axis(others, own, -np.inf, axis=-1)
+    return np.take_along_axis(outputs, own, axis=-1)[..., 0] - others.max(axis=-1)
+
+
 def _outputs(f: np.ndarray) -> np.ndarray:
     """Return one output a class, (n, c): for f (n,) or (n, 1) they are f and −f, halved."""
     f = f.reshape(len(f), -1)
@@ -98,11 +112,3 @@ def _classes(Y: np.ndarray) -> np.ndarray:
             f"each needs {needs}"
         )
     return _outputs(Y).argmax(axis=1)
-
-
-def _margin(f: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return the output of the own class less the largest other one, (n,)."""
-    f, rows = _outputs(f).copy(), np.arange(len(f))
-    mine = f[rows, own]
-    f[rows, own] = -np.inf
-    return mine - f.max(axis=1)

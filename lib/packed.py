@@ -23,11 +23,13 @@ import torch
 from tqdm import tqdm
 
 from lib import check
-from lib.inverse import KernelInverse
-from lib.journal import Journal
+from lib.inverse import STEPS, KernelInverse, lanczos
+from lib.journal import Journal, OtherSetting
 
 ROUNDS = 10  # of refinement, at most
 WORK = 3  # tiles beside those that are kept
+BLOCK = 500  # columns that go through a product at a time, for instance of test points
+ARRAYS = 7  # (n, BLOCK) in float64, at most, while `lib.stream.stream` takes a block: measured 6.5
 
 
 class PackedInverse(KernelInverse):
@@ -40,10 +42,11 @@ class PackedInverse(KernelInverse):
     every tile is a file, written in one step: the same call goes on after an interruption. Larger
     tiles are read less often, which a slow disk or a GPU may want.
 
-    Memory or disk: n(n + tile)/2 numbers, 7.3 GB for n = 60,000 in float32, and a few tiles. Raises
-    `MemoryError` or `OSError` before it starts where that is not free, naming what is needed;
-    `ValueError` if K + λI is not positive definite in this `dtype`, and for a folder of another
-    setting. Source: left-looking tiled algorithms, as in Agullo et al. (2009).
+    Memory or disk: n(n + tile)/2 numbers, 7.3 GB for n = 60,000 in float32. Beside these, memory
+    holds a few tiles, and the n × 500 numbers of products with a block of test points, seven times.
+    Raises `MemoryError` or `OSError` before it starts where that is not free, naming what is
+    needed; `ValueError` if K + λI is not positive definite in this `dtype`, and for a folder of
+    another setting. Source: left-looking tiled algorithms, as in Agullo et al. (2009).
 
     >>> from lib.kernel import ntk
     >>> Q = PackedInverse(ntk, np.eye(2), lam=0.5, dtype="float64", progress=False)
@@ -56,26 +59,38 @@ class PackedInverse(KernelInverse):
         folder: str | Path | None = None, device="cpu", progress: bool = True,
     ):  # fmt: skip
         super().__init__(kernel, X, lam)
-        self.dtype = dtype
+        self.dtype, self.progress = dtype, progress
         self._float, self.device = check.precision(dtype), check.device(device)
         n, tile = len(self.X), check.integer("tile", tile)
         self.parts = [slice(i, min(i + tile, n)) for i in range(0, n, tile)]
         sizes = [part.stop - part.start for part in self.parts]
         kept = sum(a * sum(sizes[: i + 1]) for i, a in enumerate(sizes))
+        size = self._float.itemsize
+        work = WORK * size * sizes[0] ** 2 + 8 * ARRAYS * n * BLOCK
         self._tiles = _Folder(Path(folder), self._header(tile)) if folder else _Memory()
         with self._tiles.lock():
-            self._tiles.room(kept, WORK * sizes[0] ** 2, self._float, self.device)
-            tasks = list(self._tasks())
-            behind = [task for task in tasks if self._tiles.stage(*task[1:3]) < task[0]]
-            if behind != tasks[len(tasks) - len(behind) :]:
-                raise ValueError(f"a tile is missing; delete the folder {folder} and call again")
-            total, left = (sum(cost for *_, cost in some) for some in (tasks, behind))
-            with tqdm(
-                total=total, initial=total - left, desc="inverse", disable=not progress, smoothing=0
-            ) as bar:
-                for stage, i, j, make, cost in behind:
-                    self._tiles.put(i, j, stage, make(i, j))
-                    bar.update(cost)
+            try:
+                self._tiles.room(size * kept, work, size * sizes[0] ** 2, dtype, self.device)
+                self._make()
+            except BaseException:
+                self._tiles.leave()
+                raise
+
+    def _make(self) -> None:
+        """Do all tasks, or those that are left."""
+        tasks = list(self._tasks())
+        behind = [task for task in tasks if self._tiles.stage(*task[1:3]) < task[0]]
+        if behind != tasks[len(tasks) - len(behind) :]:
+            folder = self._tiles.folder
+            raise ValueError(f"a tile is missing; delete the folder {folder} and call again")
+        total, left = (sum(cost for *_, cost in some) for some in (tasks, behind))
+        with self._bar("inverse", total, initial=total - left) as bar:
+            for stage, i, j, make, cost in behind:
+                self._tiles.put(i, j, stage, make(i, j))
+                bar.update(cost)
+
+    def _bar(self, what: str, total: int, **how) -> tqdm:
+        return tqdm(total=total, desc=what, disable=not self.progress, smoothing=0, **how)
 
     def _header(self, tile: int) -> dict:
         digest = sha256(self.X.tobytes()).hexdigest()[:16]
@@ -163,8 +178,9 @@ class PackedInverse(KernelInverse):
         """
         x = self @ b
         before = np.abs(x).max()
-        for _ in range(ROUNDS):
-            change = self @ (b - self.times_kernel(x) - self.lam * x)
+        for k in range(ROUNDS):
+            with self._bar(f"refinement {k + 1}", len(self.parts) ** 2) as bar:
+                change = self @ (b - self.times_kernel(x, bar.update) - self.lam * x)
             x += change
             size = np.abs(change).max()
             if size * min(size, before) <= tol * np.abs(x).max() * before:
@@ -175,8 +191,17 @@ class PackedInverse(KernelInverse):
             "dtype='float64' or a larger lam"
         )
 
-    def times_kernel(self, x: np.ndarray) -> np.ndarray:
-        """K x in float64, block by block, for x (n,) or (n, t)."""
+    def largest(self) -> float:
+        with self._bar("largest eigenvalue", min(STEPS, len(self.X))) as bar:
+
+            def times(v: np.ndarray) -> np.ndarray:
+                bar.update()
+                return self @ v
+
+            return lanczos(times, len(self.X))
+
+    def times_kernel(self, x: np.ndarray, done: Callable = lambda tiles: None) -> np.ndarray:
+        """K x in float64, block by block, for x (n,) or (n, t); `done` hears of tiles of K."""
         B = torch.as_tensor(x.reshape(len(x), -1), dtype=torch.float64, device=self.device)
         out = torch.zeros_like(B)
         for i, rows in enumerate(self.parts):
@@ -185,6 +210,7 @@ class PackedInverse(KernelInverse):
                 out[rows] += K @ B[columns]
                 if i != j:
                     out[columns] += K.T @ B[rows]
+                done(1 + (i != j))
         return out.cpu().numpy().reshape(x.shape)
 
     def _of(self, i: int, j: int, dtype: str) -> torch.Tensor:
@@ -242,15 +268,14 @@ class _Memory:
         self._kept: dict = {}
         self._end = 0
 
-    def room(self, kept: int, work: int, dtype: torch.dtype, device: torch.device) -> None:
-        need, on_gpu = (kept + work) * dtype.itemsize, device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory()
-        if need > free:
-            raise MemoryError(
-                f"the inverse needs {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free "
-                f"on {device}; pass a folder on a disk, dtype='float32', or fewer points"
-            )
-        self._all = torch.empty(kept, dtype=dtype, device=device)
+    def room(self, kept: int, work: int, tile: int, dtype: str, device: torch.device) -> None:
+        remedy = "pass a folder on a disk, or fewer points"
+        room(f"the inverse in {dtype}", kept + work, remedy, device)
+        dtype = getattr(torch, dtype)
+        self._all = torch.empty(kept // dtype.itemsize, dtype=dtype, device=device)
+
+    def leave(self) -> None:
+        """Give nothing back: there is no folder."""
 
     def stage(self, i: int, j: int) -> int:
         return self._kept.get((i, j), (-1, None))[0]
@@ -271,36 +296,56 @@ class _Folder:
     """Tiles in a folder, the file i-j-stage.npy each; a journal says of which setting they are."""
 
     def __init__(self, folder: Path, header: dict):
+        self.folder, self.header, self.found, self.new = folder, header, {}, not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.header, self.found = folder, header, {}
 
     def lock(self) -> Journal:
         """Return what keeps other processes, and other settings, out of the folder."""
         try:
             journal = Journal(self.folder / "setting.jsonl", self.header)
+        except OtherSetting as error:
+            words = [
+                f"{k} is {there!r} in the file and {here!r} here" if len(f"{there}{here}") < 40
+                else f"{k} differs"  # digests, and values of the kernel
+                for k, (there, here) in error.differ.items()
+            ]  # fmt: skip
+            raise OtherSetting(
+                f"the tiles in {self.folder} are of another setting: {', '.join(words)}; choose "
+                f"another folder, or delete {self.folder}",
+                error.differ,
+            ) from error
         except ValueError as error:
             raise ValueError(f"{error}, or delete the folder {self.folder}") from error
         if not journal.results:
             journal.append({"tiles": "i-j-stage.npy"})
         return journal
 
-    def room(self, kept: int, work: int, dtype: torch.dtype, device: torch.device) -> None:
+    def room(self, kept: int, work: int, tile: int, dtype: str, device: torch.device) -> None:
         for file in self.folder.glob("*-*-*.npy"):
             if re.fullmatch(r"\d+-\d+-[012]", file.stem):  # all others are not ours
                 i, j, stage = map(int, file.stem.split("-"))
                 self.found[i, j] = max(stage, self.stage(i, j))
-        for tile, stage in self.found.items():
-            self.get(*tile)
+        for tiles, stage in self.found.items():
+            self.get(*tiles)
             for old in range(stage):  # it may have been stopped before it removed this
-                self._file(*tile, old).unlink(missing_ok=True)
-        need = (kept + work) * dtype.itemsize
+                self._file(*tiles, old).unlink(missing_ok=True)
         there = sum(self._file(*ij, k).stat().st_size for ij, k in self.found.items())
-        free = shutil.disk_usage(self.folder).free + there
+        need, free = kept + tile, shutil.disk_usage(self.folder).free + there
         if need > free:
             raise OSError(
-                f"the inverse needs {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in "
-                f"{self.folder}; choose a folder on another disk, dtype='float32', or fewer points"
+                f"the inverse in {dtype} needs {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
+                f"free in {self.folder}; choose a folder on another disk, or fewer points"
             )
+        what = "the inverse, beside its tiles on the disk,"
+        room(what, work, "choose fewer points or a smaller tile", device)
+
+    def leave(self) -> None:
+        """Remove the folder if it has no tile yet, so that it hinders no other setting."""
+        if not list(self.folder.glob("*-*-[012].npy")):
+            (self.folder / "tile.part").unlink(missing_ok=True)
+            (self.folder / "setting.jsonl").unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir() if self.new else None
 
     def stage(self, i: int, j: int) -> int:
         return self.found.get((i, j), -1)
@@ -326,6 +371,18 @@ class _Folder:
 
     def _file(self, i: int, j: int, stage: int) -> Path:
         return self.folder / f"{i}-{j}-{stage}.npy"
+
+
+def room(what: str, need: float, remedy: str, device: torch.device | None = None) -> None:
+    """Raise `MemoryError` if so many bytes of memory are not free."""
+    on_gpu = device is not None and device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory()
+    if need > free:
+        where = f" on {device}" if device else ""
+        raise MemoryError(
+            f"{what} needs {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free{where}; "
+            f"{remedy}"
+        )
 
 
 def free_memory(proc=Path("/proc"), groups=Path("/sys/fs/cgroup")) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,9 @@ from lib import check, data, packed
 LABELS = ("label", "target", "class", "y")  # label columns that need not be named
 FEW = 20  # values of a column of text, at most, that become indicators
 NUMBER = r"^\s*([-+]?\d+)\.0\s*$|^\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*$"  # no spaces, no .0
+GROUPED = re.compile(  # numbers that only people read: $5, 12 %, 51,886.20, 1 234
+    r"[-+−(]*\s*[$€£¥]?\s*[-+−]?(\d{1,3}([\s.,'’]\d{3})+|\d+)([.,]\d*)?\s*[$€£¥%‰]?\s*\)?"
+)
 CLEAR = 0.9  # share of numbers among the values of a column that is meant to be numbers
 FILES = {
     ".npz": lambda path, label: dict(np.load(path, allow_pickle=False)),
@@ -26,16 +31,21 @@ FILES = {
 
 @dataclass
 class Points:
-    """Features (n, d), names of classes and sources (n,), and pictures, files or rows to show."""
+    """Features (n, d), names of classes and sources (n,), and pictures, files or rows to show.
+
+    `counts` are the columns of a table that number its rows.
+    """
 
     X: np.ndarray | pd.DataFrame
     label: np.ndarray
     source: np.ndarray
     show: np.ndarray | pd.DataFrame | None = None
+    counts: tuple[str, ...] = ()
 
     def take(self, index) -> Points:
         parts = (self.X, self.label, self.source, self.show)
-        return Points(*(x if x is None else getattr(x, "iloc", x)[index] for x in parts))
+        taken = (x if x is None else getattr(x, "iloc", x)[index] for x in parts)
+        return Points(*taken, counts=self.counts)
 
     @cached_property
     def look(self) -> tuple[float, float] | np.ndarray:
@@ -47,11 +57,7 @@ class Points:
 
 def room(what: str, numbers: int, remedy: str) -> None:
     """Raise `MemoryError` if memory does not hold three arrays of so many numbers."""
-    need, free = 24 * numbers, packed.free_memory()
-    if need > free:
-        raise MemoryError(
-            f"{what} needs {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} are free; {remedy}"
-        )
+    packed.room(what, 24 * numbers, remedy)
 
 
 def read(
@@ -100,7 +106,13 @@ def read(
             "no point; add some, or choose a smaller one"
         )
     most = zip(parts, order, (n_train, n_test), strict=False)
+    aside = len(parts) > 1 and parts[0] is parts[1]
     parts = [part.take(np.sort(index[:limit])) for part, index, limit in most]
+    if aside and (gone := set(parts[1].label) - set(parts[0].label)):
+        raise ValueError(
+            f"class {str(min(gone))!r} has no training point left: n_test = {n_test} sets its "
+            "points aside; choose a smaller n_test, another seed, or a larger n_train"
+        )
     for part, pool in zip(parts, pools, strict=False):
         files, index = part.source, part.X
         with suppress(OSError):  # all that cannot be read are named when they are read
@@ -138,13 +150,28 @@ def _csv(path: Path, label: str | None) -> pd.DataFrame:
     head = pd.read_csv(path, header=None, nrows=1, dtype=str).loc[0]
     labels = [c for c in head.dropna() if (c.lower() in LABELS if label is None else c == label)]
     frame = pd.read_csv(path, low_memory=False, dtype=dict.fromkeys(labels, str))
+    lines = list(_lines(path))
+    if len(lines) == len(frame):
+        frame.index = pd.Index(lines, name="line")
     as_written = pd.read_csv(  # a class may be called NA or None
         path, usecols=lambda name: name in labels, dtype=str, keep_default_na=False, na_values=[""]
     )
     for column in set(labels) & set(frame):
-        frame[column] = as_written[column].str.replace(NUMBER, r"\1\2", regex=True)
+        written = as_written[column].str.replace(NUMBER, r"\1\2", regex=True)
+        frame[column] = written.to_numpy()
     names = zip(head, frame, strict=True)  # pandas calls a second y y.1, and one without a name
     return frame.set_axis([new if pd.isna(old) else old for old, new in names], axis=1)
+
+
+def _lines(path: Path) -> Iterator[int]:
+    """The line of a .csv on which each row begins, as an editor counts; the header is before."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows, before = csv.reader(file), None
+        with suppress(csv.Error):
+            for row in rows:
+                if before is not None and row and (len(row) > 1 or row[0].strip()):  # as pandas
+                    yield before + 1
+                before = rows.line_num
 
 
 def _arrays(file: Mapping, end: str, label: str | None) -> Points | None:
@@ -179,8 +206,16 @@ def _arrays(file: Mapping, end: str, label: str | None) -> Points | None:
 
 def _table(frame: pd.DataFrame, label: str | None, name: str) -> Points:
     frame = frame.set_axis(frame.columns.map(str), axis=1)
+    kind = "line" if frame.index.name == "line" else "row"  # of the file, or of the table
+    source = np.array([f"{kind} {i}" for i in frame.index])
     if list(frame)[:1] == ["Unnamed: 0"]:  # as pandas writes the names of rows
-        frame = frame.set_index("Unnamed: 0")
+        names = frame.pop("Unnamed: 0")
+        source = np.array(
+            [
+                f"{s} ({i})" if kind == "line" else f"row {i}"
+                for s, i in zip(source, names, strict=True)
+            ]
+        )
     if twice := list(frame.columns[frame.columns.duplicated()]):
         raise ValueError(f"{name} has the column {twice[0]!r} twice; rename one of them")
     found = [c for c in frame if c.lower() in LABELS] if label is None else [label]
@@ -194,9 +229,15 @@ def _table(frame: pd.DataFrame, label: str | None, name: str) -> Points:
         if any(";" in column for column in frame):
             few += f"; {name} seems to be separated by semicolons; save it with commas"
         raise ValueError(f"label = {label!r} names no column of {name}; choose one of {few}")
-    source = np.array([f"row {i}" for i in frame.index])
     rows = frame.drop(columns=found).reset_index(drop=True)
-    return Points(rows, _text(found[0], frame[found[0]].to_numpy()), source, rows)
+    counts = tuple(c for c, x in rows.items() if _counts(x))
+    return Points(rows, _text(found[0], frame[found[0]].to_numpy()), source, rows, counts)
+
+
+def _counts(x: pd.Series) -> bool:
+    """Whether a column numbers the rows: whole numbers in steps of one, from row to row."""
+    steps = np.diff(x.to_numpy(float, na_value=np.nan)) if pd.api.types.is_integer_dtype(x) else []
+    return len(steps) > 0 and bool((steps == 1).all())
 
 
 def _text(name: str, y: np.ndarray) -> np.ndarray:
@@ -218,28 +259,25 @@ def word(value) -> str:
     return str(int(value) if whole else value)
 
 
-def encode(train: Points, *others: Points) -> str:
-    """Give tables features of unit norm, as other points have; return a note on what was done.
+def encode(train: Points, *others: Points) -> tuple[str, str]:
+    """Give tables features of unit norm, as other points have; return what was done and not used.
 
     Columns of numbers, and an indicator of each value of text columns with at most 20 values, are
     scaled to mean 0 and standard deviation 1 on the training points. A constant column √d beside
     these d keeps the length of a row, which its direction loses: (1, 1) and (3, 3) would be the
-    same point. Dates, other text, and whole numbers that grow from row to row, as row numbers do,
-    are left out. Raises `ValueError` for missing values, for columns of numbers and of text that is
-    no number, and for points without the same features.
+    same point. Dates, other text, and columns that number the rows are left out. Raises
+    `ValueError` for missing values, for columns of numbers and of text that is no number, and for
+    points without the same features.
     """
     sets, frame, kind = (train, *others), train.X, pd.api.types
     columns = [set(getattr(x.X, "columns", range(x.X.shape[1]))) for x in sets]
     if odd := {name for names in columns for name in names ^ columns[0]}:
         raise ValueError(f"training, test and clean points differ in feature {min(odd, key=str)!r}")
     if not isinstance(frame, pd.DataFrame):
-        return "The features of each point were scaled to length 1: the model sees directions only."
+        note = "The features of each point were scaled to length 1: the model sees directions only."
+        return note, ""
     numeric = frame[[c for c, x in frame.items() if kind.is_numeric_dtype(x)]]
-    grows = [
-        kind.is_integer_dtype(x) and x.is_monotonic_increasing and x.is_unique
-        for _, x in numeric.items()
-    ]
-    numbers = list(numeric.columns[np.logical_not(grows)])
+    numbers = [c for c in numeric if c not in train.counts]
     texts = frame.drop(columns=list(numeric)).select_dtypes(exclude=["datetime", "datetimetz"])
     values = texts.astype(str).nunique()
     words, sizes = list(values.index[values <= FEW]), [len(x.X) for x in sets]
@@ -271,23 +309,25 @@ def encode(train: Points, *others: Points) -> str:
     X = data.unit_rows(np.c_[X, np.full(len(X), X.shape[1] ** 0.5)])
     for x, part in zip(sets, np.split(X, np.cumsum(sizes)[:-1]), strict=True):
         x.X = part
-    unused = ", ".join(frame.columns.difference(numbers + words, sort=False))
+    why = dict.fromkeys(frame.columns, "date") | {c: f"{values[c]:,} texts" for c in values.index}
+    why |= dict.fromkeys(train.counts, "row number")
+    unused = [f"{c} ({why[c]})" for c in frame if c not in {*numbers, *words}]
     return (
         f"Our choice for tables: the numbers of {len(numbers)} columns, and indicators of the "
         f"texts of {len(words)}, were scaled to mean 0 and standard deviation 1; a constant column "
         "was added, and each row scaled to length 1."
-        + (unused and f" Not used are dates, row numbers and more than {FEW} texts: {unused}.")
-    )
+    ), ", ".join(unused)
 
 
 def _no_numbers(column: str, cells: pd.Series) -> None:
     """Raise `ValueError` if a column of text is meant to be numbers, by most of its values."""
-    values = pd.Series(cells.unique()).str.replace(",", ".")
-    if pd.to_numeric(values, errors="coerce").notna().mean() > CLEAR:
+    values = pd.Series(cells.unique())
+    plain = pd.to_numeric(values.str.replace(",", "."), errors="coerce").notna()
+    if (plain | values.map(lambda cell: bool(GROUPED.fullmatch(cell.strip())))).mean() > CLEAR:
         odd = cells[pd.to_numeric(cells, errors="coerce").isna()]
         odd = odd if len(odd) else cells  # all are numbers, but of the type text
         raise ValueError(
             f"column {column!r} seems to hold numbers, but {len(odd)} of its {len(cells)} cells "
             f"are text, such as {odd.iloc[0]!r} in {odd.index[0]}; write each as a number such as "
-            "1.5, or remove the column"
+            "1234.5, without signs, spaces and separators of thousands, or remove the column"
         )

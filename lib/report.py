@@ -15,6 +15,33 @@ from PIL import Image
 from lib import __version__, data
 
 PICTURE = 96  # height of a picture
+COLUMNS = {  # of the tables beside the report
+    "index": "number of the point among the training points of this audit, or among its test "
+             "points, from 0",
+    "source": "where the point is: its file; its line in a .csv, where the header is line 1; else "
+              "its row or image, from 0",
+    "label": "the label that the data give", "suggested": "the label that the other points suggest",
+    "residual": "distance of the prediction from the label, by the model that has seen it",
+    "loss": "half the squared distance; in points.csv by the model that has not seen the point",
+    "margin": "output for the best other class less that for the label, by the model that has not "
+              "seen the point; large is suspicious, below 0 the label is confirmed",
+    "self_influence": "how much the loss at the point itself rises without it; large is suspicious",
+    "test_influence": "how much the mean loss of the test points rises without the point: it helps "
+                      "if this is above 0, and harms if it is below",
+    "clean_influence": "the same for the points whose labels are known to be right",
+    "leverage": "weight of the point's own label in its prediction, 0 to 1; IHVP, the usual "
+                "estimate of influence, is too small by this share",
+    "certificate": "the influence on any test point is IHVP / (1 − leverage), plus this at most",
+    "others": "how the mean loss of the other training points changes with the suggested label",
+    "test": "in suspects.csv, how the mean loss of the test points changes with the suggested "
+            "label; in pairs.csv, the index of the test point",
+    "mended": "test points that the suggested label makes right",
+    "spoilt": "test points that it makes wrong",
+    "predicted": "the class that the model predicts", "train": "index of the training point",
+    "influence": "how much the loss at the test point rises without the training point",
+    "ihvp": "the usual estimate of this", "test_source": "where the test point is",
+    "train_source": "where the training point is",
+}  # fmt: skip
 
 
 def headline(found) -> str:
@@ -45,6 +72,9 @@ def render(found) -> str:
         "most": wrong.agg(lambda names: names.mode()[0]),
     }).reindex(found.classes).fillna({"wrong": 0, "most": ""})  # fmt: skip
     suspects = found.suspects.join(table).reset_index()
+    clean = "clean_influence" in table
+    bad = table.clean_influence < 0 if clean else table.label != table.suggested
+    suspects = suspects[suspects["index"].map(bad)]
     suspects["others"] /= table.loss.mean()
     groups = None
     if tests is not None:
@@ -54,9 +84,24 @@ def render(found) -> str:
     template = resources.files("lib").joinpath("report.html").read_text(encoding="utf-8")
     return jinja2.Environment(autoescape=True).from_string(template).render(
         a=found, h=found.model.h, by_class=by_class, suspects=suspects, headline=headline(found),
-        clean="clean_influence" in table, groups=groups, picture=picture, row=row, percent=percent,
-        version=__version__, today=date.today().isoformat(),
+        clean=clean, bad=int(bad.sum()), columns=_columns(found), groups=groups,
+        picture=picture, row=row, percent=percent, version=__version__,
+        today=date.today().isoformat(),
     )  # fmt: skip
+
+
+def _columns(found) -> list[tuple[str, str, str]]:
+    """Return each column of the tables, the files that have it, and what it says."""
+    files = {"points": found.table, "suspects": found.suspects}
+    if found.tests is not None:
+        files |= {"tests": found.tests, "pairs": found.pairs.set_index("test")}
+    heads = {name: [frame.index.name, *frame] for name, frame in files.items()}
+    heads["suspects"] += ["source", "label", "suggested"]
+    every = dict.fromkeys(column for head in heads.values() for column in head)
+    return [
+        (name, ", ".join(f"{file}.csv" for file in heads if name in heads[file]), COLUMNS[name])
+        for name in every
+    ]  # fmt: skip
 
 
 def picture(points, i: int) -> dict | None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import check
+from lib import check, packed
 from lib.ridge import Ridge
 
 
@@ -37,7 +37,7 @@ class Streamed:
 
 
 def stream(
-    model: Ridge, kernel: Callable, X, X_te, y_te, *, top: int = 10, block: int = 500,
+    model: Ridge, kernel: Callable, X, X_te, y_te, *, top: int = 10, block: int = packed.BLOCK,
     file: str | Path | None = None, progress: bool = True,
 ) -> Streamed:  # fmt: skip
     """Return the `top` most helpful and harmful points of each test point, and the mean of each.
@@ -45,8 +45,8 @@ def stream(
     Test points go through in blocks, so that memory is of the order of n · block. With `file`, a
     name ending in .npy, all (n, t) influences go there in float32, once they are complete: until
     then its name ends in .npy.part. X (n, d), X_te (t, d) and `kernel(X, X_te)` are those of the
-    `model`. Raises `ValueError` for another name, and `OSError` before it starts where the disk
-    will not do.
+    `model`. Raises `ValueError` for another name, and `MemoryError` or `OSError` before it starts
+    where memory or disk will not do.
 
     >>> from lib.kernel import ntk
     >>> X, model = np.eye(2), Ridge(ntk(np.eye(2)), [1.0, -1.0], lam=0.5)
@@ -56,6 +56,9 @@ def stream(
     n, t = len(model.Y), len(check.array("X_te", X_te, 2))
     y_te = check.targets("y_te", y_te, t)
     top, block = min(check.integer("top", top), n), check.integer("block", block)
+    width = min(block, t)
+    what = f"the influence on {width} test points at a time"
+    packed.room(what, 8 * packed.ARRAYS * n * width, "choose a smaller block")
     kept = _file(Path(file), n, t) if file is not None else None
     total, found = np.zeros(n), []
     for start in tqdm(range(0, t, block), desc="influence", disable=not progress):

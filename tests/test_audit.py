@@ -31,7 +31,7 @@ from tests.cases import loss, refit
 
 EVIL = "<script>alert('x')</script>"
 QUIET = {"progress": False}
-FILES = ["pairs.csv", "points.csv", "report.html", "tests.csv"]
+FILES = ["pairs.csv", "points.csv", "report.html", "suspects.csv", "tests.csv"]
 
 
 @pytest.fixture
@@ -101,7 +101,10 @@ def test_eq_9_the_table_is_that_of_the_model_on_all_points(blobs, tmp_path):
         order = np.argsort(influence.exact[:, j])
         assert list(rows.train) == [*order[:-6:-1], *order[:5]]
     told = pd.read_csv(tmp_path / "pairs.csv")
-    assert list(told) == ["test", "train", "influence", "ihvp", "leverage"]
+    values = ["test", "train", "influence", "ihvp", "leverage"]
+    assert list(told) == [*values, "test_source", "train_source"]
+    assert list(told.train_source) == [f"row {i}" for i in told.train]
+    assert list(told.test_source) == [f"row {i}" for i in told.test]
     pd.testing.assert_frame_equal(told, result.pairs, rtol=1e-12)
     assert set(result.pairs.test) == set(result.tests.loss.nlargest(6).index)
     for points in ("all", "3,7", [3, 7], "2"):
@@ -160,9 +163,139 @@ def test_a_clean_set_ranks_by_influence(blobs):
     clean = {"X": blobs["X_test"], "y": blobs["y_test"]}
     by_clean = audit({"X": blobs["X"], "y": blobs["y"]}, lam=0.5, clean=clean, **QUIET)
     assert by_clean.tests is None and list(by_test.table.index) == list(by_clean.table.index)
-    np.testing.assert_allclose(by_test.table.clean_influence, -by_test.table.test_influence)
+    np.testing.assert_array_equal(by_test.table.clean_influence, by_test.table.test_influence)
+    assert (np.diff(by_clean.table.clean_influence) >= 0).all()  # the most harmful first
+    model, X_te = by_clean.model, unit_rows(blobs["X_test"])
+    y_te = by_clean.outputs(blobs["y_test"])
+    mean = model.influence(ntk(by_clean.train.X, X_te), y_te).exact.mean(axis=1)
+    np.testing.assert_allclose(by_clean.table.clean_influence.sort_index(), mean, rtol=1e-9)
     assert {7, 31} <= set(by_test.table.index[:4])
-    assert "do most harm on the points known to be right" in report.render(by_clean)
+
+
+CARD = re.compile(r"point (\d+)<br>.*?</article>", re.DOTALL)
+
+
+def test_only_points_that_harm_are_shown_as_harmful(blobs):
+    """With ten suspects of sixty points most do harm; with all of them many help."""
+    clean = {"X": blobs["X_test"], "y": blobs["y_test"]}
+    train = {"X": blobs["X"], "y": blobs["y"]}
+    for top in (10, 60):
+        result = audit(train, clean=clean, lam=0.5, top=top, **QUIET)
+        page, mean = report.render(result), result.table.clean_influence
+        cards = {int(card[1]): card[0] for card in CARD.finditer(page)}
+        assert list(cards) == [i for i in result.table.index[:top] if mean[i] < 0]
+        assert f"Shown are {len(cards)} of {(mean < 0).sum()}</b> points that do harm" in page
+        assert ("<code>--top</code> shows more" in page) == (top == 10)
+        for i, card in cards.items():
+            number = f"{-mean[i]:.2g}".replace("-", "−")
+            assert number[0] != "−" and f"on the clean points falls by {number}." in card
+    assert 0 < len(cards) < 60
+    result.table["clean_influence"] = mean.abs()
+    page = report.render(result)
+    assert "No point does harm on the points known to be right" in page and "Shown" not in page
+
+
+def test_how_many_labels_are_shown_is_said(blobs):
+    for top, more in ((1, True), (60, False)):
+        result = audit(blobs, lam=0.5, top=top, **QUIET)
+        count = (result.table.label != result.table.suggested).sum()
+        page, words = report.render(result), "is 1" if top == 1 else f"are {count}"
+        assert f"Shown {words} of {count}</b> labels that the rest of the data contradict" in page
+        assert ("<code>--top</code> shows more" in page) == more and "lead" not in page
+
+
+def test_suspects_are_a_table_of_what_the_suggested_labels_do(blobs, tmp_path):
+    result = audit(blobs, lam=0.5, top=20, out=tmp_path, **QUIET)
+    told = pd.read_csv(tmp_path / "suspects.csv", index_col="index")
+    first = result.table[:20]
+    first = first[first.label != first.suggested]
+    assert list(told.index) == list(first.index) and 0 < len(told) < 20
+    pd.testing.assert_frame_equal(told[["source", "label", "suggested"]], first.iloc[:, :3])
+    pd.testing.assert_frame_equal(told.iloc[:, 3:], result.suspects.loc[told.index])
+
+
+def test_every_column_is_explained_in_the_report(blobs, tmp_path):
+    page = report.render(audit(blobs, lam=0.5, clean="test", out=tmp_path, **QUIET))
+    for file in tmp_path.glob("*.csv"):
+        for name in pd.read_csv(file):
+            (row,) = re.findall(f"<dt><code>{name}</code> in .*</dt><dd>.{{9,}}</dd>", page)
+            assert file.name in row
+    plain = report.render(audit({"X": blobs["X"], "y": blobs["y"]}, lam=0.5, **QUIET))
+    assert "<code>clean_influence</code>" not in plain and "tests.csv" not in plain
+
+
+def low(n: int, d: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Tables of d columns, encoded, with labels that a few columns and chance give."""
+    rng = np.random.default_rng(seed)
+    Z = rng.standard_normal((n + 200, d))
+    X = unit_rows(np.c_[Z, np.full(len(Z), d**0.5)])
+    y = np.where(Z[:, 0] + Z[:, 1] ** 2 / 2 + rng.standard_normal(len(Z)) / 2 > 0.5, 1.0, -1.0)
+    return {"X": X[:n], "Y": y[:n], "X_te": X[n:], "Y_te": y[n:]}
+
+
+@pytest.mark.parametrize(
+    ("d", "share", "single"),
+    [(3, 1.2e-7, False), (3, 1e-5, False), (3, 1e-3, True), (6, 1e-5, None), (12, 1.2e-7, True)],
+)
+def test_single_precision_is_taken_where_it_leaves_three_digits(d, share, single, monkeypatch):
+    """At 3 columns and λ = 1.2e-7 n, float32 had no digit left on some test points."""
+    monkeypatch.setattr(module, "DENSE", 100)
+    case = low(900, d)
+    lam = share * 900
+    model = module._fit(case["X"], case["Y"], lam, None, 0, False)
+    assert single is None or model.Q.dtype == ("float32" if single else "float64")
+    k = ntk(case["X"], case["X_te"])
+    right = Ridge(ntk(case["X"]), case["Y"], lam).influence(k, case["Y_te"]).exact
+
+    def lost(one):
+        gap = np.abs(one.influence(k, case["Y_te"]).exact - right).max(axis=0)
+        return (gap / np.abs(right).max(axis=0)).max()
+
+    assert lost(model) < 1e-3
+    if not single and d == 3:  # control
+        rough = packed.PackedInverse(ntk, case["X"], lam, **QUIET)
+        assert lost(Ridge.packed(rough, case["Y"])) > 1e-3
+
+
+def test_what_single_precision_loses_is_measured_and_said(monkeypatch):
+    monkeypatch.setattr(module, "DENSE", 100)
+    case = low(300, 12)
+    arrays = {"X": case["X"], "y": case["Y"], "X_test": case["X_te"], "y_test": case["Y_te"]}
+    found = audit(arrays, lam=1e-4, **QUIET)
+    k = ntk(found.train.X, found.test.X)
+    y_te = found.outputs(found.test.label)
+    right = Ridge(ntk(found.train.X), found.model.Y, 1e-4).influence(k, y_te).exact
+    off = np.abs(found.model.influence(k, y_te).exact - right).max(axis=0)
+    off = (off / np.abs(right).max(axis=0))[np.linspace(0, 199, 20).astype(int)].max()
+    assert 0 < off < 1e-3 and found.lost == pytest.approx(off, rel=0.1)
+    words = f"changes an influence by at most {report.percent(found.lost)} of the largest influence"
+    assert words in report.render(found)
+    monkeypatch.setattr(module, "single_will_do", lambda *_: False)
+    found = audit(arrays, lam=1e-4, **QUIET)
+    page = report.render(found)
+    assert found.lost is None and "is in double precision." in page and "by at most" not in page
+
+
+def test_an_earlier_audit_leaves_nothing(blobs, tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    audit(blobs, lam=0.5, out=tmp_path, **QUIET)
+    with monkeypatch.context() as patch:  # what stops before its first result removes nothing
+        patch.setattr(module, "_fit", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            audit(blobs, lam=0.5, out=tmp_path, **QUIET)
+    assert sorted(os.listdir(tmp_path)) == sorted([*FILES, "notes.txt"])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_relabelled", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            audit({"X": blobs["X"], "y": blobs["y"]}, lam=0.5, out=tmp_path, **QUIET)
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "points.csv"]
+    audit({"X": blobs["X"], "y": blobs["y"]}, lam=0.5, out=tmp_path, **QUIET)
+    assert sorted(os.listdir(tmp_path)) == [
+        "notes.txt",
+        "points.csv",
+        "report.html",
+        "suspects.csv",
+    ]
 
 
 def test_many_points_take_the_packed_inverse(blobs, monkeypatch, tmp_path):
@@ -170,7 +303,7 @@ def test_many_points_take_the_packed_inverse(blobs, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "DENSE", 50)
     for out in (None, tmp_path):
         packed = audit(blobs, lam=0.5, out=out, **QUIET)
-        words = "three or four digits of the largest influence of a test point; small influences"
+        words = "The inverse of so many points is in single precision. Measured at"
         assert words in report.render(packed) and words not in report.render(dense)
         assert packed.model.K is None and set(dense.table) - set(packed.table) == {"certificate"}
         assert "points.csv</code> bounds" in report.render(dense)
@@ -227,6 +360,9 @@ def test_kinds_of_input_agree(blobs, tmp_path):
         audit(source, label="species", test=tmp_path / "test.csv", lam=0.5, **QUIET).table
         for source in (frame(blobs), tmp_path / "a.csv", tmp_path / "a.parquet")
     ]
+    tables[1]["source"] = [
+        f"row {int(where.removeprefix('line ')) - 2}" for where in tables[1].source
+    ]
     for other in tables[1:]:
         pd.testing.assert_frame_equal(tables[0], other, rtol=1e-9)
 
@@ -241,7 +377,7 @@ def test_columns_of_a_table_are_scaled_and_words_become_indicators(blobs):
     np.testing.assert_allclose(result.train.X, unit_rows(np.c_[scaled, np.full(60, 2.0)]))
     page = report.render(result)
     assert "the numbers of 2 columns, and indicators of the texts of 1, were scaled" in page
-    assert "more than 20 texts: id, day" in page
+    assert "are no feature of the model: id (60 texts), day (date)." in page
 
 
 def test_folders_and_data_sets(tmp_path):
@@ -305,13 +441,17 @@ SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB
         ({"X": POINTS, "y": AB}, {"lam": 0}, "lam must be a finite number > 0"),
         ({"X": POINTS, "y": AB}, {"top": 0}, "top must be at least 1"),
         ({"X": POINTS, "y": AB}, {"n_test": 4}, "n_test = 4 leaves no point"),
+        ({"X": np.eye(9) + 1, "y": np.array([*"aaabbbccc"])}, {"n_test": 7},
+         "class '[abc]' has no training point left: n_test = 7 .* smaller n_test, another seed"),
+        ({"X": np.eye(9) + 1, "y": np.array([*"aaabbbccc"])}, {"n_test": 3, "n_train": 2},
+         "class .* has no training .*; choose a smaller n_test, another seed, or a larger n_t"),
         ({"X": POINTS, "y": AB}, {"n_train": 0}, "n_train must be at least 1"),
         (SAME | {"X_te": POINTS, "X_test": POINTS, "y_test": AB}, {},
          "both X_test and X_te are there; leave out one"),
         (SAME | {"X_te": POINTS, "y_te": AB, "y_test": AB}, {}, "both y_test and y_te are there"),
         ({"X": POINTS, "y": AB}, {"clean": "test"}, "there are no test points"),
         ({"X": POINTS, "y": AB}, {"test": {"X": POINTS, "y": AB[::-1] + "x"}},
-         "no training point has the label 'bx' of a test or clean point; remove such points"),
+         "no training point has the label 'bx' of a test or clean point; remove such points, or"),
         ({"X": POINTS, "y": AB}, {"test": {"X": POINTS[:, :3], "y": AB}}, "differ in feature 3"),
         ({"X": POINTS, "y": AB, "X_test": POINTS, "y_test": AB}, {"points": [4]}, "= 4 is out"),
         ({"X": POINTS, "y": AB, "X_test": POINTS, "y_test": AB}, {"points": 0}, "points must"),
@@ -493,17 +633,43 @@ def test_header_alone_and_row_names(tmp_path):
         audit(tmp_path / "a.csv", **QUIET)
     table = TABLE.set_axis(["p", "q", "r", "s"])
     table.to_csv(tmp_path / "b.csv")
-    for source in (tmp_path / "b.csv", table):
-        result = audit(source, lam=1.0, **QUIET)
-        assert set(result.table.source) == {"row p", "row q", "row r", "row s"}
+    table.to_parquet(tmp_path / "b.parquet")
+    for name in ("b.csv", "b.parquet", None):
+        result = audit(tmp_path / name if name else table, lam=1.0, **QUIET)
+        lines = [f"line {i} ({x})" for i, x in zip((2, 3, 4, 5), "pqrs", strict=True)]
+        names = lines if name == "b.csv" else ["row p", "row q", "row r", "row s"]
+        assert list(result.table.source.sort_index()) == names
         assert list(result.train.show) == ["x"]
+
+
+def test_a_row_of_a_csv_is_named_by_its_line(blobs, tmp_path):
+    """As an editor counts: with the header, lines that are empty, and cells of several lines."""
+    rows = [",".join([*map(str, x), f'"{y}\n2"' if y == "bee" else y, str(9 * i)])
+            for i, (x, y) in enumerate(zip(blobs["X"], blobs["y"], strict=True))]  # fmt: skip
+    rows[4] += "\n\n  "
+    head = ",".join(f"x{k}" for k in range(8)) + ",species,mark"
+    for end in ("\n", "\r\n"):
+        text = "\n".join([head, *rows]).replace("\n", end)
+        (tmp_path / "a.csv").write_bytes(("\ufeff" + text).encode())
+        lines = text.split(end)
+        result = audit(tmp_path / "a.csv", label="species", n_test=20, lam=0.5, **QUIET)
+        for points in (result.train, result.test):
+            for source, mark, name in zip(
+                points.source, points.show.mark, points.label, strict=True
+            ):
+                line = lines[int(re.fullmatch(r"line (\d+)", source)[1]) - 1]
+                assert line.startswith(",".join(map(str, blobs["X"][mark // 9])))
+                assert name.split(end)[0] in line
+    with pytest.raises(ValueError, match="'x0' has no number in line 3 "):
+        (tmp_path / "b.csv").write_text("x0,y\n1,a\n,b\n3,a\n4,b\n")
+        audit(tmp_path / "b.csv", **QUIET)
 
 
 def test_row_numbers_are_no_feature(blobs):
     table = frame(blobs)
     numbered = table.assign(Id=range(1, 61))
     result = audit(numbered, label="species", n_test=20, lam=0.5, **QUIET)
-    assert result.train.X.shape[1] == 9 and "row numbers and more than 20 texts: Id" in result.note
+    assert result.train.X.shape[1] == 9 and result.unused == "Id (row number)"
     plain = audit(table, label="species", n_test=20, lam=0.5, **QUIET)
     pd.testing.assert_frame_equal(result.table, plain.table)
     order = audit(table.assign(Id=range(60, 0, -1)), label="species", lam=0.5, **QUIET)
@@ -515,9 +681,30 @@ def test_numbers_without_a_sign_are_features_unless_they_grow(blobs, dtype):
     up_and_down = np.tile([1, 9, 3, 7, 5], 12).astype(dtype)
     table = frame(blobs).assign(n=up_and_down, Id=np.arange(60, dtype=dtype))
     result = audit(table, label="species", lam=0.5, **QUIET)
-    assert result.train.X.shape[1] == 10 and result.note.endswith("texts: Id.")
+    assert result.train.X.shape[1] == 10 and result.unused == "Id (row number)"
     flat = audit(frame(blobs).assign(n=np.arange(60) // 2), label="species", lam=0.5, **QUIET)
     assert flat.train.X.shape[1] == 10  # it stays where it is at times, so it counts no rows
+
+
+@pytest.mark.parametrize("step", [lambda i: 2 * i, lambda i: i + (i > 40), lambda i: i**2])
+def test_a_sorted_column_is_a_feature(blobs, step):
+    table = frame(blobs).assign(age=step(np.arange(60)), Id=np.arange(7, 67))
+    result = audit(table, label="species", lam=0.5, **QUIET)
+    assert result.train.X.shape[1] == 10 and result.unused == "Id (row number)"
+    order = np.random.default_rng(0).permutation(60)
+    other = audit(table.iloc[order], label="species", lam=0.5, **QUIET)
+    assert other.train.X.shape[1] == 11 and not other.unused
+
+
+def test_columns_that_are_no_feature_are_told_before_the_work(blobs, tmp_path, capsys, monkeypatch):
+    table = frame(blobs).assign(Id=range(60), who=[f"no {i}" for i in range(60)])
+    table.to_csv(tmp_path / "a.csv", index=False)
+    monkeypatch.setattr(module, "_fit", lambda *_: 1 / 0)
+    command = ["audit", str(tmp_path / "a.csv"), "--label", "species", "--out", str(tmp_path / "o")]
+    with pytest.raises(ZeroDivisionError):
+        main([*command, "--n-test", "10", "--lam", "1"])
+    told = capsys.readouterr().err
+    assert "columns that are no feature: Id (row number), who (50 texts)\n" in told
 
 
 def odd_cells(kind: str) -> list[str]:
@@ -531,31 +718,55 @@ def odd_cells(kind: str) -> list[str]:
         "tickets": [f"A/5 {i}" if i % 4 == 0 else str(7 * i) for i in range(60)],
         "lists": [f"{i},{i + 1},{i % 7}" for i in range(60)],
         "few": ["?", *[str(i % 19) for i in range(59)]],
+        "money": [f"{51886.2 + 1000 * i:,.2f}" for i in range(60)],
+        "dollars": [f"${512 + i}" for i in range(60)],
+        "euros": [f"{i + 7} €" for i in range(60)],
+        "shares": [f"{i + 10}%" for i in range(60)],
+        "spaces": [f"{51886 + 1000 * i:,}".replace(",", " ") for i in range(60)],
+        "narrow": [f"{51886 + 1000 * i:,}".replace(",", "\u202f") for i in range(60)],
+        "swiss": [f"{51886 + 1000 * i:,}".replace(",", "'") for i in range(60)],
+        "german": [f"{1234567 + 1000 * i:,}".replace(",", ".") + ",8" for i in range(60)],
+        "minus": [f"−{i + 10}" for i in range(60)],
+        "books": [f"({51886 + 1000 * i:,})" for i in range(60)],
+        "mostly": ["?", "none", *[f"${512 + i}" for i in range(58)]],
+        "dates": [f"{1 + i % 28}.{1 + i % 12}.20{10 + i % 60}" for i in range(60)],
+        "times": [f"{i % 24}:{i:02}" for i in range(60)],
+        "phones": [f"555 123 {1000 + i}" for i in range(60)],
     }[kind]
 
 
 @pytest.mark.parametrize(
     ("kind", "count", "cell", "row"),
     [("n/a?", 1, "'n/a?'", 41), ("many", 24, "'?'", 0), ("commas", 60, "'-3,00'", 0),
-     ("all", 60, "'-3.00'", 0), ("none", 1, "'?'", 1)],
+     ("all", 60, "'-3.00'", 0), ("none", 1, "'?'", 1), ("money", 60, "'51,886.20'", 0),
+     ("dollars", 60, "'$512'", 0), ("euros", 60, "'7 €'", 0), ("shares", 60, "'10%'", 0),
+     ("spaces", 60, "'51 886'", 0), ("narrow", 60, "'51\\u202f886'", 0),
+     ("swiss", 60, "\"51'886\"", 0), ("german", 60, "'1.234.567,8'", 0),
+     ("minus", 60, "'−10'", 0), ("books", 60, "'(51,886)'", 0), ("mostly", 60, "'?'", 0)],
 )  # fmt: skip
 def test_numbers_written_as_text_are_named(blobs, tmp_path, kind, count, cell, row):
     table = frame(blobs).assign(age=odd_cells(kind))
     table.to_csv(tmp_path / "a.csv", index=False)
     table.to_parquet(tmp_path / "a.parquet")
     for source in (table, *(tmp_path / f for f in ("a.parquet", "a.csv")[: 1 + (kind != "all")])):
+        where = f"line {row + 2}" if str(source).endswith(".csv") else f"row {row}"
         with pytest.raises(
             ValueError,
             match=f"'age' seems to hold numbers, but {count} of its (59|60) cells .* "
-            f"such as {re.escape(cell)} in row {row}; write .* or remove the column",
+            f"such as {re.escape(cell)} in {where}; write .* or remove the column",
         ):
             audit(source, label="species", lam=0.5, **QUIET)
 
 
-@pytest.mark.parametrize(("kind", "width"), [("tickets", 9), ("lists", 9), ("few", 29)])
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [("tickets", 9), ("lists", 9), ("few", 29), ("dates", 9), ("times", 9), ("phones", 9)],
+)
 def test_other_texts_stay_texts(blobs, kind, width):
     table = frame(blobs).assign(age=odd_cells(kind))
-    assert audit(table, label="species", lam=0.5, **QUIET).train.X.shape[1] == width
+    result = audit(table, label="species", lam=0.5, **QUIET)
+    assert result.train.X.shape[1] == width
+    assert ("age (" in result.unused) == (width == 9)  # it is said
 
 
 @pytest.mark.parametrize(
@@ -618,8 +829,8 @@ def test_test_and_clean_points_may_lack_classes(blobs, tmp_path):
     result = audit(train, test=clean, clean="test", lam=0.5, **QUIET)
     assert result.unknown == ["bee", "cat"] and len(result.tests) == few.sum()
     page = report.render(result)
-    assert "None of those is of the class bee, cat" in page
-    assert "None of those" not in report.render(
+    assert "None of the points known to be right is of the class bee, cat" in page
+    assert "None of the points" not in report.render(
         audit(train, test=train, clean="test", lam=0.5, **QUIET)
     )
     kept = audit(train, test=clean, classes=["ant", "bee"], lam=0.5, **QUIET)
@@ -855,8 +1066,15 @@ def test_nothing_is_lost_on_interrupt(blobs, tmp_path, capsys, monkeypatch):
     assert f"finished in {tmp_path / 'out'}: points.csv. The same command goes on with the" in told
     table = pd.read_csv(tmp_path / "out" / "points.csv")
     assert len(table) == 60 and "margin" in table
-    with pytest.raises(ValueError, match="lam is 0.5 in the file and 0.6 here, .* or delete the"):
-        audit(tmp_path / "a.npz", lam=0.6, out=tmp_path / "out", **QUIET)
+    tiles = tmp_path / "out" / module.TILES
+    words = (
+        f"{tiles} holds tiles of another λ, seed or data: choose another --out, or delete {tiles}"
+    )
+    for more in (["--lam", "0.6"], ["--n-train", "55"]):
+        assert main([*command, *more]) == 2
+        told = capsys.readouterr().err
+        assert words in told and "goes on" not in told and len(told) < 900
+        assert "lam is 0.5 in the file and 0.6 here" in told or "X differs" in told
     with monkeypatch.context() as patch:
         patch.setattr(packed._Folder, "put", lambda *_: pytest.fail("a tile is made again"))
         audit(tmp_path / "a.npz", lam=0.5, out=tmp_path / "out", **QUIET)
@@ -891,6 +1109,12 @@ def test_what_a_failed_command_leaves_is_named(blobs, tmp_path, capsys, monkeypa
         words = f"{out / module.TILES} holds the inverse so far: the same command goes on with it; "
         assert told.count(words + "or delete this folder") == size
     assert main(command) == 0 and not (out / module.TILES).exists()
+    full = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(packed.shutil, "disk_usage", lambda folder: full)
+    assert main([*command[:-1], "0.6"]) == 2
+    told = capsys.readouterr().err
+    assert "needs" in told and "free in" in told and "holds" not in told and "dtype" not in told
+    assert not (out / module.TILES).exists()
 
 
 @pytest.mark.parametrize(
@@ -948,10 +1172,16 @@ def test_the_tool_needs_none_of_the_packages_of_the_book(blobs, tmp_path):
 
 def test_command_is_installed():
     done = subprocess.run(
-        [sys.executable, "-m", "lib.audit", "audit", "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "--n-train" in done.stdout
-    assert "put it first: --classes takes all words that follow" in " ".join(done.stdout.split())
+        [sys.executable, "-m", "lib.audit", "audit", "--help"], capture_output=True, text=True,
+        env=os.environ | {"COLUMNS": "500"},
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "put it first: --classes takes all words that follow" in done.stdout
+    assert "ridge λ; by default the one that the exact leave-one-out error chooses" in done.stdout
+    assert "None" not in done.stdout and "credit" not in done.stdout
+    for name in set(module.audit.__kwdefaults__) - {"progress"}:  # each has a line of its own
+        option = "--" + name.replace("_", "-")
+        assert re.search(rf"\n +{option} [A-Z_]+.*\s{{2,}}\S+ \S+ \S+", done.stdout), option
 
 
 # --- features of photos ---------------------------------------------------------------------------

@@ -187,3 +187,38 @@ def test_bad_input(call, error, match):
     case.add = add
     with pytest.raises(error, match=match):
         call(case)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("near_by", [0, 1e-14])
+def test_a_new_point_that_no_interpolation_fits_is_named(packed, near_by):
+    """At λ = 0 the input of an old point with another label has no model; with a ridge it has."""
+    case = Case(None, lam=0.0)
+    if packed:
+        case.model = Ridge.packed(
+            PackedInverse(ntk, case.X, 0.0, dtype="float64", progress=False), case.Y
+        )
+    X_new, y_new = case.X_new.copy(), case.y_new
+    X_new[2] = case.X[17] + near_by * case.X[3]
+    X_new[2] /= np.linalg.norm(X_new[2])
+
+    def added(X_new, groups=None, case=case):
+        return addition(case.model, ntk, case.X, X_new, y_new, case.X_te, case.y_te, groups)
+
+    for groups in (None, [[2]], [[0, 2]], [[0, 1, 2, 3]]):
+        with pytest.raises(
+            ValueError, match="lam = 0 no model fits new point 2 and training point 17"
+        ):
+            added(X_new, groups)
+    others = [0, 1, 3]
+    both = np.vstack([case.X, X_new[others]]), np.concatenate([case.Y, y_new[others]])
+    found, f = added(X_new, [others]), case.after(*both)[0]
+    near(found.loo[0], f, 1e-10)
+    X_new[2], X_new[3] = case.X_new[2], case.X_new[1]
+    with pytest.raises(ValueError, match="no model fits new points 3 and 1 to working precision"):
+        added(X_new, [others])
+    assert len(added(X_new).exact) == 4  # one at a time they are
+    ridge = Case(None, lam=0.3)
+    X_new[2] = ridge.X[17]
+    found = added(X_new, [[0, 1, 2, 3]], ridge)
+    ridge.check(found, [ridge.after(np.vstack([ridge.X, X_new]), np.concatenate([ridge.Y, y_new]))])

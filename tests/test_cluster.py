@@ -104,9 +104,17 @@ def test_a_matrix_without_an_inverse(client, X):
 
 
 def test_workers_with_too_little_memory(client, X, monkeypatch):
-    monkeypatch.setattr(client, "run", lambda _: {"a": 100_000, "b": 100_000})
-    with pytest.raises(MemoryError, match="2 workers may use 0.0 together; add workers, or"):
-        cluster.ClusterInverse(ntk, X, LAM, client)
+    """Three matrices of 120² numbers of 8 bytes are 345,600 bytes, six tenths of 576,000."""
+    limits = {"a": 288_000, "b": 288_000}
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "run", lambda _: limits)
+        Q = cluster.ClusterInverse(ntk, X, LAM, client)
+        near(Q.diagonal(), Inverse(ntk(X), LAM).diagonal(), CLOSE)
+        limits["b"] -= 1
+        with pytest.raises(
+            MemoryError, match="2 workers hold 0.0 together .* 60 % of .*; add workers"
+        ):
+            cluster.ClusterInverse(ntk, X, LAM, client)
     monkeypatch.setattr(client, "run", lambda _: {})
     with pytest.raises(ValueError, match="client has no workers"):
         cluster.ClusterInverse(ntk, X, LAM, client)

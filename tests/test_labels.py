@@ -11,7 +11,7 @@ from book.labels import Case, flip, probabilities, quality
 from lib.data import load
 from lib.dynamics import Flow
 from lib.kernel import ntk
-from lib.labels import scores, suggested
+from lib.labels import margins, scores, suggested
 from lib.ridge import Ridge
 from tests.cases import EPS, HAND, digits, near, refit, relative, several, size, unit_points
 
@@ -28,6 +28,13 @@ def test_two_classes_by_hand():
         np.testing.assert_allclose(found[name], [value, value], **CLOSE)
     assert found["clean influence"].tolist() == [-0.25, 0.5]
     assert suggested(HAND.model).tolist() == [1, 0]
+
+
+def test_margins():
+    outputs = np.array([[[1.0, 4.0], [2.0, 2.0]], [[0.0, -1.0], [5.0, 7.0]]])
+    assert margins(outputs, [0, 1]).tolist() == [[-3.0, 0.0], [1.0, 2.0]]
+    assert margins(outputs[0, 0], 1) == 3.0
+    assert outputs[0, 0, 0] == 1.0  # as it was
 
 
 def test_eq_13_estimates_by_hand():

@@ -15,6 +15,7 @@ import torch
 
 from lib import packed as module
 from lib.inverse import Inverse
+from lib.journal import OtherSetting
 from lib.kernel import ntk
 from lib.packed import PackedInverse
 from lib.ridge import Ridge
@@ -106,25 +107,64 @@ def test_bad_input(X, change, error, match):
         PackedInverse(**({"kernel": ntk, "X": X, "lam": LAM} | QUIET | change))
 
 
-def test_too_little_memory_is_told_before_it_starts(X, monkeypatch):
-    monkeypatch.setattr(module, "free_memory", lambda: 100)
-    monkeypatch.setattr(PackedInverse, "_kernel", lambda *_: pytest.fail("it has started"))
-    with pytest.raises(MemoryError, match="needs .* GB of memory, but .* are free on cpu; pass a"):
-        PackedInverse(ntk, X, LAM, **QUIET)
+# by hand: tiles of 30, 30, 30 and 10 rows, and while it works three tiles of 30 by 30, and seven
+# arrays of 100 by 500 numbers in float64 for a block of test points
+KEPT = 30 * 30 + 30 * 60 + 30 * 90 + 10 * 100
+BESIDE = {"float64": 8 * 3 * 900 + 8 * 7 * 100 * 500, "float32": 4 * 3 * 900 + 8 * 7 * 100 * 500}
+NEEDS = {
+    "memory": {"float64": 8 * KEPT + BESIDE["float64"], "float32": 4 * KEPT + BESIDE["float32"]},
+    "disk": {"float64": 8 * (KEPT + 900), "float32": 4 * (KEPT + 900)},  # a new tile beside the old
+}
 
 
-def test_too_little_disk_is_told_before_it_starts(X, tmp_path, monkeypatch):
-    full = type("Usage", (), {"free": 100})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: full)
+@pytest.mark.parametrize("dtype", PRECISE)
+@pytest.mark.parametrize("kind", ["memory", "memory beside a disk", "disk"])
+def test_too_little_room_is_told_before_it_starts(X, tmp_path, monkeypatch, kind, dtype):
+    folder, device = (None if kind == "memory" else tmp_path / "tiles"), " on cpu"
+    need = BESIDE[dtype] if "beside" in kind else NEEDS[kind][dtype]
+    error, words = {
+        "memory": (MemoryError, f"in {dtype} needs .* GB of memory, but .* are free{device}; pass"),
+        "memory beside a disk": (MemoryError, "beside its tiles .* GB of memory, but .*fewer poin"),
+        "disk": (OSError, f"in {dtype} needs .* free in {re.escape(str(folder))}; choose a fold"),
+    }[kind]
+    usage = type("Usage", (), {"free": need if kind == "disk" else 10**12})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
+    memory = [10**12 if kind == "disk" else need]
+    monkeypatch.setattr(module, "free_memory", lambda: memory[0])
+    assert tiles(X, folder, dtype=dtype).diagonal().min() > 0  # so much will do
+    if folder:
+        shutil.rmtree(folder)
+    memory[0], usage.free = memory[0] - 1, usage.free - 1
     monkeypatch.setattr(PackedInverse, "_kernel", lambda *_: pytest.fail("it has started"))
-    with pytest.raises(OSError, match=f"free in {re.escape(str(tmp_path))}; choose a folder"):
-        PackedInverse(ntk, X, LAM, folder=tmp_path, **QUIET)
+    with pytest.raises(error, match=words):
+        tiles(X, folder, dtype=dtype)
+    assert not list(tmp_path.iterdir())  # not even a setting, which would refuse another one
+
+
+def test_a_folder_without_a_tile_hinders_no_other_setting(X, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "tiles", tmp_path / "mine"):
+        with monkeypatch.context() as patch:
+            patch.setattr(PackedInverse, "_kernel", stop)
+            with pytest.raises(KeyboardInterrupt):
+                tiles(X, folder)
+        assert folder.exists() == (folder.name == "mine")
+        assert tiles(X, folder, lam=1.0).lam == 1
 
 
 def test_a_folder_of_another_setting_is_refused(X, tmp_path):
     PackedInverse(ntk, X, LAM, folder=tmp_path, **QUIET)
-    with pytest.raises(ValueError, match="lam is 0.5 in the file and 1.0 here"):
+    words = (
+        f"^the tiles in {tmp_path} are of another setting: lam is 0.5 in the file and 1.0 here; "
+    )
+    with pytest.raises(OtherSetting, match=f"{words}choose another folder, or delete {tmp_path}$"):
         PackedInverse(ntk, X, 1.0, folder=tmp_path, **QUIET)
+    words = "another setting: X differs, kernel differs; choose"
+    with pytest.raises(OtherSetting, match=words):
+        PackedInverse(ntk, X[::-1], LAM, folder=tmp_path, **QUIET)
 
 
 def tiles(X, folder, **changes):
@@ -196,7 +236,7 @@ def test_a_kernel_is_known_by_its_values(X, tmp_path):
     first = tiles(X, tmp_path, kernel=half)
     again = tiles(X, tmp_path, kernel=lambda *A, dtype="float64": half(*A, dtype=dtype))
     np.testing.assert_array_equal(first.diagonal(), again.diagonal())
-    with pytest.raises(ValueError, match="another setting: kernel is"):
+    with pytest.raises(ValueError, match="another setting: kernel differs"):
         tiles(X, tmp_path, kernel=functools.partial(scaled, by=0.6))
 
 
@@ -284,6 +324,15 @@ def test_killed_at_any_stage_it_goes_on_and_ends_in_the_same_bits(X, tmp_path, a
     np.testing.assert_array_equal(Q.rows(np.arange(N)), straight.rows(np.arange(N)))
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_every_step_of_a_fit_has_a_bar(X, capsys, progress):
+    Ridge.packed(PackedInverse(ntk, X, LAM, tile=30, progress=progress), np.ones(N))
+    told = capsys.readouterr().err
+    for step in ("inverse", "largest eigenvalue", "refinement 1"):
+        assert (f"{step}: 100%" in told) == progress
+    assert progress or not told
+
+
 @pytest.mark.parametrize("c", [None, 3])
 def test_ridge_regression_of_a_packed_inverse(X, c):
     rng = np.random.default_rng(0)
@@ -351,6 +400,11 @@ def test_the_file_of_all_influences_is_checked_before_the_work(X, tmp_path, monk
             into(tmp_path / name if name else "")
     with pytest.raises(FileNotFoundError, match="there is no such folder; make it"):
         into(tmp_path / "no" / "all.npy")
+    need = 7 * 8 * N * 3
+    monkeypatch.setattr(module, "free_memory", lambda: need - 1)
+    with pytest.raises(MemoryError, match="the influence on 3 test points at a time needs .*block"):
+        into(None)
+    monkeypatch.setattr(module, "free_memory", lambda: need)
     full = type("Usage", (), {"free": 1199})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
     (tmp_path / "all.npy.part").write_text("what an earlier call left")

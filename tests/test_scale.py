@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from book import scale
+from lib.audit import audit
 from lib.inverse import Inverse
 from lib.kernel import ntk
 from lib.packed import PackedInverse
@@ -49,13 +50,6 @@ def test_all_images_are_there_once():
 def test_whole_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="name = 'photos' is no data set"):
         scale.whole("photos")
-
-
-def test_margins():
-    outputs = np.array([[[1.0, 4.0], [2.0, 2.0]], [[0.0, -1.0], [5.0, 7.0]]])
-    assert scale.margins(outputs, [0, 1]).tolist() == [[-3.0, 0.0], [1.0, 2.0]]
-    assert scale.margins(outputs[0, 0], 1) == 3.0
-    assert outputs[0, 0, 0] == 1.0  # as it was
 
 
 def test_what_is_measured_is_what_refits_say(found):
@@ -108,7 +102,44 @@ def test_removals_mend_what_they_mend_after_a_refit(found):
     assert row["mended_by_one"] == (errors.alone > 0).mean()
     assert 0 < row["mended_by_worst"] <= row["mended_within_ten"]
     assert row["refits"] == row["refits_that_mend"] > 0
+    kinds = [errors.alone > 0, errors["all"] > 0]
+    assert row["refits"] == sum(min(scale.GROUPS, kind.sum()) for kind in kinds)
+    assert row["refits_of_others"] == sum(min(scale.GROUPS, (~kind).sum()) for kind in kinds) > 0
+    assert row["others_that_mend"] == 0
     assert row["refit_residual"] < 1e-10 and row["refit_gap"] < 1e-5
+
+
+def test_a_removal_that_only_the_formula_thinks_to_mend_is_seen(case, monkeypatch):
+    d, model = case
+    kept = scale.stream(model, ntk, d.X, d.X_te, d.Y_te, top=scale.TOP, progress=False)
+    inner = scale.mending
+
+    def wrong(*given):
+        found = inner(*given)
+        return found.assign(alone=-found.alone, all=-found["all"])
+
+    monkeypatch.setattr(scale, "mending", wrong)
+    checks = scale.mend(model, kept, d)[1]
+    assert checks["refits_that_mend"] == 0 < checks["refits"]
+    assert checks["others_that_mend"] == checks["refits_of_others"] > 0
+    assert checks["refit_gap"] > 1e-3
+
+
+def test_an_audit_is_timed_by_the_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "audit", lambda name, out: audit(name, n_train=60, out=out))
+    begin = time.perf_counter()
+    rows = pd.DataFrame(scale.audited("digits", tmp_path / "out")["rows"])
+    took = time.perf_counter() - begin
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert len(rows) == scale.LISTED and rows.place.tolist() == list(range(1, scale.LISTED + 1))
+    assert 0 < rows.seconds[0] < took  # steps end one after the other: no sum of their ends
+    table = pd.read_csv(tmp_path / "out" / "points.csv")
+    assert rows.image.tolist() == table["index"][: scale.LISTED].tolist()
+    near(rows.margin.to_numpy(), table.margin[: scale.LISTED].to_numpy(), 1e-12)
+    assert (rows.n == 60).all() and rows.contradicted[0] == (table.margin > 0).mean()
+    assert (np.diff(rows.margin) <= 0).all() and rows.mean_leverage[0] == pytest.approx(
+        table.leverage.mean()
+    )
 
 
 def test_a_residual_tells_a_refit_from_what_is_none(case):
