@@ -319,8 +319,25 @@ def test_a_value_is_text_where_the_default_is():
     assert chapters.read("2024", "datasets", "digits:3/8") == "2024"
     assert chapters.read("60", "n_train", 240) == 60
     assert chapters.read("32", "size", None) == 32
-    with pytest.raises(ValueError, match="n_train = many is not a number; by default it is 240"):
-        chapters.read("many", "n_train", 240)
+    for text in ("many", "None", "60.5", "True", "1e999", "(60,)"):
+        with pytest.raises(ValueError, match="is not a whole number; by default it is 240") as error:
+            chapters.read(text, "n_train", 240)
+        assert str(error.value).startswith(f"n_train = {text} is")
+
+
+def test_a_whole_number_is_an_int_however_it_is_written():
+    for value in (chapters.read("6e1", "n_train", 240), chapters.read("60.0", "size", None)):
+        assert value == 60 and type(value) is int
+    assert chapters.read("None", "size", None) is None
+    with pytest.raises(ValueError, match="size = 32.5 is not a whole number; by default it is None"):
+        chapters.read("32.5", "size", None)
+    assert chapters.read("1e-1", "lam", 1.0) == 0.1
+    for text in ("None", "1e999", "[1]", "ten"):
+        with pytest.raises(ValueError, match="is not a number; by default it is 1.0"):
+            chapters.read(text, "lam", 1.0)
+    assert chapters.read("(1.0, 2.0)", "lams", (10.0, 1.0)) == (1.0, 2.0)
+    with pytest.raises(ValueError, match="lams = 3 is not a tuple; by default it is"):
+        chapters.read("3", "lams", (10.0, 1.0))
 
 
 def test_too_few_images_for_the_chapters_are_refused_before_any_is_executed(tmp_path):
