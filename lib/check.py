@@ -256,8 +256,9 @@ def several(name: str, values, of: str) -> Iterable:
     """Return `values` if one can go through them, as through a list."""
     try:
         iter(values)
-    except TypeError:
-        raise TypeError(f"{name} must be a list of {of}, not {values!r}; pass [{values!r}]") from None
+    except TypeError as error:
+        found = f"{name} must be a list of {of}, not {values!r}"
+        raise TypeError(f"{found}; pass [{values!r}]") from error
     return values
 
 
