@@ -297,9 +297,16 @@ def test_help_lists_every_parameter():
     parameters = set(re.findall(r"^([A-Z_0-9]+) \?=", text, re.M))
     told = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True).stdout
     assert {"DATASETS", "SIZE", "JOBS"} <= parameters
-    assert parameters <= set(re.findall(r"^([A-Z_0-9]+)  +\w", told, re.M))
+    assert parameters | {"NTK_DATA"} <= set(re.findall(r"^([A-Z_0-9]+)  +\w", told, re.M))
     commands = re.search(r"^\.PHONY: (.*)", text, re.M)[1].split()
-    assert set(commands) - set(re.findall(r"make (\w+)", told)) == {"help", "site", "install"}
+    inner = {"help", "site", "install", "stored"}
+    assert set(commands) - set(re.findall(r"make (\w+)", told)) == inner
+
+
+@pytest.mark.parametrize("target", ["book", "notebooks"])
+def test_what_writes_the_build_waits_for_others_that_do(target):
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:\n\t@\$\(RUN\) --lock _build/lock \$\(MAKE\)", text, re.M)
 
 
 @pytest.mark.parametrize(
