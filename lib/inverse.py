@@ -89,6 +89,9 @@ class KernelInverse:
         self.kernel, self.X = kernel, check.array("X", X, 2).copy()
         self.lam = check.number("lam", lam, at_least=0)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: n = {len(self.X)}, lam = {self.lam:g}"
+
     def block(self, index) -> np.ndarray:
         return self.rows(index)[:, np.atleast_1d(index)]
 

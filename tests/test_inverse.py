@@ -121,6 +121,7 @@ def test_products_of_arrays_in_any_layout(layout, across):
 
 def test_it_says_its_size_and_lambda():
     assert repr(Inverse(np.eye(2) / 2, 0.5)) == "Inverse: n = 2, lam = 0.5"
+    assert repr(KernelInverse(ntk, np.eye(2), 0.5)) == "KernelInverse: n = 2, lam = 0.5"
 
 
 def test_points_of_a_kernel_inverse_are_a_copy():
