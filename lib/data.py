@@ -454,8 +454,8 @@ def _files(folder: Path, there: list[str]) -> Pool:
         others += [os.path.join(*pair) for pair in sorted(_below(places[name], OTHERS))]
     if others:
         warnings.warn(
-            f"{len(others)} images of {folder} are left out, for their format is not read: "
-            f"{_few(others)}; save them as .png or .jpg",
+            f"images of a format that is not read are left out: {_few(others)}; save them as .png "
+            "or .jpg",
             stacklevel=4,
         )
     return Pool(np.array(targets, dtype=int), None, 1, np.array(files, dtype=str))
