@@ -16,11 +16,13 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from book import chapters, plots, sweep
 from tests import mutants
@@ -352,6 +354,24 @@ def test_too_few_images_for_the_chapters_are_refused_before_any_is_executed(tmp_
         page = ROOT / "book" / "10-complexity.ipynb"
         chapters.execute(page, tmp_path / page.name, {}, {"n_train": "18"})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", ["07-regularisation", "09-trust", "10-complexity", "11-dynamics"])
+def test_photos_of_one_colour_stop_no_page(tmp_path, monkeypatch, page):
+    """Equal images within a class, and no likeness between the classes: little is defined there."""
+    monkeypatch.setenv("NTK_FINDINGS", "report")
+    for name, channel in (("red", 0), ("blue", 2)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(24):
+            image = np.zeros((8, 8, 3), dtype=np.uint8)
+            image[:, :, channel] = 60 + 8 * i
+            Image.fromarray(image).save(tmp_path / "photos" / name / f"{i:02}.png")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "records").symlink_to(ROOT / "book" / "records")
+    target = tmp_path / "book" / f"{page}.ipynb"
+    shared = {"datasets": f"{tmp_path}/photos:red/blue", "n_train": "20", "n_test": "10"}
+    chapters.execute(ROOT / "book" / target.name, target, {}, shared)
+    assert chapters.ledger.collect(target)
 
 
 def test_no_module_is_named_as_what_pip_leaves_behind():
