@@ -18,6 +18,7 @@
 # N_TRAIN   how many of them to train on, an even number
 # N_TEST    how many to test on, an even number
 # SIZE      height and width to which images of different sizes are brought
+# NTK_DATA  folder of MNIST, of CIFAR-10 and of your own; by default ~/.cache/ntk-influence
 # BUILD     folder of the build; by default _build, or one below it for each choice of the above
 # CIFAR10   for paper, labels, own, deep and sweep: a folder of images in place of CIFAR-10
 # JOBS      how many chapters are executed at a time, each on one thread; by default 2
@@ -69,7 +70,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 RUN := exec $(PYTHON) book/run.py
 CHAPTERS_PY := exec $(BIN)/python -m book.chapters
 
-.PHONY: help book site pdf install test check lab bench notebooks paper scale labels own sweep peers deep mutants clean
+.PHONY: help book site pdf install test check lab bench notebooks stored paper scale labels own sweep peers deep mutants clean
 .DELETE_ON_ERROR:
 .PRECIOUS: $(PAPER)/%.ipynb
 
@@ -108,8 +109,11 @@ bench: $(READY)
 	@status=0; for name in $(filter-out __init__ common,$(basename $(notdir $(wildcard bench/*.py)))); do \
 	    echo "== $$name"; $(BIN)/python -m bench.$$name || status=1; done; exit $$status
 
-# the outputs that git keeps are those of the default parameters
-notebooks: $(LAST:%=$(STAGE)/%)
+# the outputs that git keeps are those of the default parameters; they come from the same build
+notebooks:
+	@$(RUN) --lock _build/lock $(MAKE) --no-print-directory stored
+
+stored: $(LAST:%=$(STAGE)/%)
 	@for chapter in $(CHAPTERS) $(LAST); do \
 	    $(BIN)/python -m book.chapters clean $(STAGE)/$$chapter $$chapter || exit 1; \
 	done

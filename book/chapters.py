@@ -14,6 +14,7 @@ import argparse
 import ast
 import csv
 import itertools
+import math
 import os
 import platform
 import re
@@ -60,14 +61,31 @@ def parameters(notebook) -> dict:
 def read(text: str, name: str, default):
     """Return the value that `text` spells; where the default is text, that is `text` itself.
 
-    So the data set "2024" stays a name. Raises `ValueError` for text that spells no value.
+    So the data set "2024" stays a name. Where the default is a whole number, or None, a whole
+    number becomes an int, and 6e1 is one. Raises `ValueError` for text that spells nothing of the
+    kind of the default.
+
+    >>> read("6e1", "n_train", 240), read("None", "size", None), read("2024", "datasets", "digits")
+    (60, None, '2024')
     """
     if isinstance(default, str):
         return text
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        raise ValueError(f"{name} = {text} is not a number; by default it is {default}") from None
+        value = ...
+    if default is None and value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, int | None):
+        kind, good = "whole number", number and value % 1 == 0
+    elif isinstance(default, float):
+        kind, good = "number", number and math.isfinite(value)
+    else:
+        kind, good = type(default).__name__, isinstance(value, type(default))
+    if not good:
+        raise ValueError(f"{name} = {text} is not a {kind}; by default it is {default}")
+    return int(value) if kind == "whole number" else value
 
 
 def execute(source: Path, target: Path, values: dict, shared: dict | None = None) -> None:

@@ -116,7 +116,10 @@ def subtracted_term(influence: RidgeInfluence, delta: float, k_xx: float) -> np.
     if model.lam == 0:
         raise ValueError("lam = 0 has no bound of this form; fit with lam > 0")
     E = np.mean(squares(model.rho)) * _largest(model, k_xx)
-    return gamma_eq_17(influence.alpha) * E / (8 * delta * model.lam * len(model.Y))
+    gamma, moved = np.zeros(influence.alpha.shape[1]), influence.alpha.any(axis=0)
+    if moved.any():  # elsewhere T₂ is 0
+        gamma[moved] = gamma_eq_17(influence.alpha[:, moved])
+    return gamma * E / (8 * delta * model.lam * len(model.Y))
 
 
 def certificate(model: Ridge, k_xx: float) -> np.ndarray:

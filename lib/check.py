@@ -49,9 +49,17 @@ def plain(name: str, x) -> np.ndarray:
             f"{name}.filled(value)"
         )
     try:
-        return np.asarray(x)
+        found = np.asarray(x)
+        return _nullable(x) if found.dtype == object and hasattr(x, "dtypes") else found
     except (TypeError, ValueError) as error:
         raise TypeError(_not_numeric(name, type(x).__name__)) from error
+
+
+def _nullable(x) -> np.ndarray:
+    """Return a table or a column of pandas whose types have a missing value, which is NaN here."""
+    if not all(dtype.kind in "biuf" for dtype in np.atleast_1d(x.dtypes)):
+        return np.asarray(x)
+    return x.to_numpy(np.float64, na_value=np.nan)
 
 
 def _not_numeric(name: str, kind: str) -> str:
@@ -244,10 +252,19 @@ def indices(name: str, index, n: int) -> np.ndarray:
     return found
 
 
+def several(name: str, values, of: str) -> Iterable:
+    """Return `values` if one can go through them, as through a list."""
+    try:
+        iter(values)
+    except TypeError as error:
+        found = f"{name} must be a list of {of}, not {values!r}"
+        raise TypeError(f"{found}; pass [{values!r}]") from error
+    return values
+
+
 def groups(groups, n: int) -> list[np.ndarray]:
     """Return each of the groups, an index or several, as distinct integers in 0 .. n - 1."""
-    if not isinstance(groups, Iterable):
-        raise TypeError(f"groups must be a list of groups, not {groups!r}; pass [{groups!r}]")
+    groups = several("groups", groups, "groups")
     found = [indices(f"groups[{k}]", group, n) for k, group in enumerate(groups)]
     if not found:
         raise IndexError("groups is empty; name at least one point to remove")

@@ -6,15 +6,18 @@ all classes, with a label of several outputs. Data live below the folder named b
 variable NTK_DATA, by default ~/.cache/ntk-influence.
 
 A photo becomes what a viewer shows: turned as its EXIF data say, its first frame if it has several,
-and on white where it is transparent. Grey of 8 and of 16 bits keeps its range, floating-point grey
-has to lie in [0, 1], and grey has three equal colours, so that it mixes with colour.
+and on white where it is transparent. Only colour profiles are ignored: numbers are taken as sRGB.
+Grey of 8 and of 16 bits keeps its range, floating-point grey has to lie in [0, 1], and grey has
+three equal colours, so that it mixes with colour.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,9 +34,19 @@ CLASSES = {
     "mnist": list("0123456789"),
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck".split(),
 }
+LAYOUT = "; test images belong into test or val beside train, or name {}/train to draw both from it"
 ALL = "all"  # in place of the classes: each of them
 DEFAULT_CLASSES = {"digits": "3/8", "mnist": "4/9", "cifar10": "airplane/automobile"}
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGES = (
+    ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
+    ".webp",
+)  # fmt: skip
+OTHERS = (".avif", ".heic", ".heif", ".jxl")  # images that are not read
+TESTS = ("test", "val", "valid", "validation")  # names of the folder of test images, beside "train"
+SYSTEMS = {  # folders that systems and programs leave behind
+    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+    "__pycache__",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,15 @@ def load(
     """Draw training and test images, as many of each class, as unit vectors with their labels.
 
     `name` is "digits" (1,797 scans of 8×8 pixels, embedded in scikit-learn), "mnist", "cifar10", or
-    a folder of images with one sub-folder a class (or "train" and "test" with these inside),
-    absolute or below `root()`. After a colon come the classes of label +1 and −1: "mnist:4/9",
-    "cifar10:airplane+ship/cat+dog", "/path/to/photos:cats/dogs"; or more of them, "mnist:1/2/3", or
-    every class there is, "mnist:all". The folder is the longest that is there, and a class the
-    longest name that is there, so both may contain ":", "," and "+". Hidden files and folders are
-    left out. torchvision downloads MNIST and CIFAR-10, and verifies their checksums.
+    a folder of images with one sub-folder a class, absolute or below `root()`. Or these are inside
+    of "train" and of one of "test", "val", "valid" and "validation", the first that is there.
+    After a colon come the classes of label +1 and −1: "mnist:4/9", "cifar10:airplane+ship/cat+dog",
+    "/path/to/photos:cats/dogs"; or more of them, "mnist:1/2/3", or every class there is,
+    "mnist:all". The folder is the longest that is there, and a class the longest name that is
+    there, so both may contain ":", "," and "+". A class is a sub-folder with an image in it, and
+    its name the NFC form without spaces at its ends. Hidden files and folders, and those of
+    systems, are left out. Warns of images of a format that is not read.
+    torchvision downloads MNIST and CIFAR-10, and verifies their checksums.
 
     Training and test images are disjoint, `n_train` and `n_test` of them. For a folder, `size` is
     the height and width: the shorter side is brought to it, and what the longer side has more is
@@ -134,9 +150,9 @@ def load(
     `Data.copies`.
 
     Raises `ValueError` for an unknown data set or class, naming those there are, for a number of
-    images that is too large or no multiple of the number of labels, a blank image and images that
-    differ in size; `OSError` for data that are neither on disk nor to be downloaded, and for
-    damaged files, naming all of them.
+    images that is too large or no multiple of the number of labels, a blank image, images that
+    differ in size, and training images that are all equal once they have unit norm; `OSError` for
+    data that are neither on disk nor to be downloaded, and for damaged files, naming all of them.
 
     >>> data = load("digits:3/8", n_train=20, n_test=10)
     >>> print(data, data.X.shape, data.Y_te.sum())
@@ -164,11 +180,17 @@ def load(
     order, order_te = rng.permutation(c * each), rng.permutation(c * each_te)
     index, index_te = np.concatenate(index)[order], np.concatenate(index_te)[order_te]
     images, images_te = _read([(train, index), (test or train, index_te)], sum(groups, []), size)
+    X = _unit("training", images, train, index)
+    if np.abs(X - X[0]).max() < 1e-12:
+        raise ValueError(
+            f"all {len(X)} training images of {source!r} are equal once they have unit norm, as "
+            "shades of one colour are: there is nothing to learn from them; add images that differ"
+        )
     label = np.array([1.0, -1.0]) if c == 2 else np.eye(c) - 1 / c
     data = Data(
         name=Path(source).name if Path(source).is_absolute() else source,
         classes=tuple("+".join(there[c] for c in group) for group in groups),
-        X=_unit("training", images, train, index),
+        X=X,
         Y=np.repeat(label, each, axis=0)[order],
         X_te=_unit("test", images_te, test or train, index_te),
         Y_te=np.repeat(label, each_te, axis=0)[order_te],
@@ -259,7 +281,12 @@ def _groups(source: str, wanted: str, there: list[str], least: int) -> list[list
     """Turn "4+5/9" into class numbers for each label."""
     if (not wanted and len(there) == 2) or (wanted == ALL and len(there) >= least):
         return [[k] for k in range(len(there))]
-    wanted = wanted or DEFAULT_CLASSES.get(source, "")
+    if len(there) < least:
+        raise ValueError(
+            f"{source!r} has images of one class only, {there[0]!r}; put those of another into a "
+            "sub-folder beside it" + LAYOUT.format(source) * (there == ["train"])
+        )
+    wanted = _plain(wanted or DEFAULT_CLASSES.get(source, ""))
     sides = wanted.split("/")
     if len(sides) < least:
         raise ValueError(
@@ -360,48 +387,77 @@ def _pool(targets, images: np.ndarray, white: float) -> Pool:
 
 def _folder(source: str) -> Path | None:
     """Return the folder of that name, absolute or below `root()`, if there is one."""
-    places = (os.path.expanduser(source), root() / source) if source else ()
-    return next((Path(place) for place in places if os.path.isdir(place)), None)
+    forms = [source, *(unicodedata.normalize(form, source) for form in ("NFC", "NFD"))]
+    places = [place for form in forms for place in (os.path.expanduser(form), root() / form)]
+    return next((Path(place) for place in places if source and os.path.isdir(place)), None)
 
 
 def _parts(folder: Path) -> list[Path]:
-    """Return the folders "train" and "test", if there are both."""
-    parts = [folder / "train", folder / "test"]
-    return parts if all(part.is_dir() for part in parts) else []
+    """Return the folders of training and of test images, if there are both."""
+    train, *tests = (folder / name for name in ("train", *TESTS))
+    test = next(filter(Path.is_dir, tests), None)
+    return [train, test] if test and train.is_dir() else []
 
 
 def _sub_folders(folder: Path) -> list[str]:
-    """Return the classes of a folder of images, the same in "train" and "test"."""
-    found = [
-        sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and _shown(entry.name))
-        for part in _parts(folder) or [folder]
-    ]
+    """Return the classes of a folder of images, the same in its parts if it has two."""
+    parts = _parts(folder) or [folder]
+    found = [list(_classes(part)) for part in parts]
     if found[0] != found[-1]:
         raise ValueError(
-            f"{folder} has classes {found[0]} in train but {found[-1]} in test; "
-            "give both the same sub-folders"
+            f"{folder} has classes {found[0]} in {parts[0].name} but {found[-1]} in "
+            f"{parts[-1].name}; give both the same sub-folders"
         )
     if not found[0]:
         raise ValueError(f"folder {folder} needs one sub-folder of images for each class; add them")
     return found[0]
 
 
+def _classes(folder: Path) -> dict[str, Path]:
+    """Return the sub-folders that hold images, by the names of their classes, in their order."""
+    found = {}
+    for entry in sorted(os.scandir(folder), key=lambda entry: _plain(entry.name)):
+        if entry.is_dir() and _shown(entry.name) and any(_below(entry.path, IMAGES + OTHERS)):
+            if other := found.get(_plain(entry.name)):
+                raise ValueError(
+                    f"{folder} has two sub-folders of one name, {other.name!r} and {entry.name!r}: "
+                    "they differ in spaces, or in how letters are coded; rename one"
+                )
+            found[_plain(entry.name)] = Path(entry.path)
+    return found
+
+
+def _plain(name: str) -> str:
+    """Return a name as one compares it: letters in their NFC form, no spaces at the ends."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def _shown(name: str) -> bool:
-    """Whether a file or folder is the user's: no hidden one, none that macOS puts into archives."""
-    return not name.startswith(".") and name != "__MACOSX"
+    """Whether a file or folder is the user's: neither hidden nor one of a system."""
+    return not name.startswith(".") and name.casefold() not in SYSTEMS
+
+
+def _below(folder, endings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Go through the files below a folder that have one of the endings: (place, name)."""
+    for place, below, inside in os.walk(folder, followlinks=True):
+        below[:] = filter(_shown, below)
+        yield from ((place, x) for x in inside if _shown(x) and x.lower().endswith(endings))
 
 
 def _files(folder: Path, there: list[str]) -> Pool:
     """Return the images below the sub-folders of a folder, in the order of ImageFolder."""
-    files, targets = [], []
+    files, targets, others, places = [], [], [], _classes(folder)
     for c, name in enumerate(there):
-        found = []
-        for place, below, inside in os.walk(folder / name, followlinks=True):
-            below[:] = filter(_shown, below)
-            images = (x for x in inside if _shown(x) and x.lower().endswith(IMAGES))
-            found += [(place, image) for image in images]
-        files += [os.path.join(*pair) for pair in sorted(found)]
+        found = sorted(_below(places[name], IMAGES))
+        files += [os.path.join(*pair) for pair in found]
         targets += [c] * len(found)
+        others += [os.path.join(*pair) for pair in sorted(_below(places[name], OTHERS))]
+    if others:
+        warnings.warn(
+            f"images of a format that is not read are left out: {_few(others)}; save them as .png "
+            "or .jpg",
+            stacklevel=4,
+        )
     return Pool(np.array(targets, dtype=int), None, 1, np.array(files, dtype=str))
 
 

@@ -33,7 +33,8 @@ def gradient_descent(
     Raises `RuntimeError` if it diverges, oscillates in a `step` of the caller's choice, or does not
     come to rest, naming a step that is stable at the pattern where that was seen; `ValueError` for
     a step that is not stable at the start and other bad input; `IndexError` for indices out of
-    range or removed twice. Source: Zhang and Zhang (2022), Eq 2, 3.
+    range or removed twice; `TypeError` for a `keep` that is no list.
+    Source: Zhang and Zhang (2022), Eq 2, 3.
 
     >>> problem = Problem([[1.0]], [1.0], [[1.0]], lam=0.5, m=4000, kappa=0.1, seed=0,
     ...                   antisymmetric=True)
@@ -53,7 +54,7 @@ def gradient_descent(
     steps = steps if steps is None else check.integer("steps", steps, at_least=0)
     state.leave()  # its own copy, without the removed points
     before = (state.Z.clone(), state.C.clone()) if momentum else ()
-    keep = {check.integer("keep", k, at_least=0) for k in keep}
+    keep = {check.integer("keep", k, at_least=0) for k in check.several("keep", keep, "steps")}
     trajectory, bound = {}, 4 * float(state.residual().norm()) + 4
     pace, swings = _Pace(step, problem.lam, momentum, state.f), _Swings()
     for k in tqdm(itertools.count(), total=steps, disable=not progress, desc="gradient descent"):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -254,8 +255,9 @@ class FlowInfluence(Influence):
 def _time(t) -> float:
     if np.ndim(t):
         raise TypeError(f"t must be one time, not {t!r}; call again for each")
-    if t == math.inf:
-        return math.inf
+    with suppress(TypeError):  # a missing value is neither equal to infinity nor not
+        if t == math.inf:
+            return math.inf
     if check.number("t", t, at_least=0) > 1e100:
         raise ValueError(f"t = {t:g} is beyond the arithmetic; use math.inf for the end")
     return float(t)

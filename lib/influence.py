@@ -21,10 +21,12 @@ class Influence:
     outputs (t, c), `y_te` the test labels, shaped like f and of any finite size, and `shift` what
     each removal does to f: f^{∖i} − f, (n, t) or (n, t, c). The norm is over the outputs, so an
     influence is always one number, in squared label units. Another `loss` of `lib.losses` takes the
-    place of ½ ‖f − y‖²: then T₁ = ⟨∂ℓ/∂f, shift⟩ and T₂ is what its curvature adds.
+    place of ½ ‖f − y‖²: then T₁ = ⟨∂ℓ/∂f, shift⟩ and T₂ is what its curvature adds. All three
+    arrays are copied, as float64.
 
-    Raises `ValueError` for labels or shifts whose shape does not match that of f, and labels that
-    are not finite. Source: Zhang and Zhang (2022), Eq 7, 8, 14 and Prop 2.
+    Raises `ValueError` for labels or shifts whose shape does not match that of f, and for values
+    that are not finite, `TypeError` for what is not numeric.
+    Source: Zhang and Zhang (2022), Eq 7, 8, 14 and Prop 2.
 
     >>> influence = Influence(np.array([0.5]), [1.0], np.array([[-1.0], [0.25]]))
     >>> influence.loo.tolist(), influence.exact.tolist()  # ½ 1.5² − ½ 0.5², ½ 0.25² − ½ 0.5²
@@ -32,7 +34,7 @@ class Influence:
     """
 
     def __init__(self, f, y_te, shift, loss=SQUARED):
-        self.f, self._shift, self.loss = check.plain("f", f), shift, loss
+        self.f, self._shift, self.loss = check.array("f", f, (1, 2)).copy(), shift, loss
         self.y_te = loss.labels("y_te", y_te, len(self.f))
         if self.y_te.shape != self.f.shape:
             raise ValueError(
@@ -40,7 +42,7 @@ class Influence:
                 "pass as many labels a point as the model has outputs"
             )
         if shift is not None:  # a subclass may work it out when it is asked for
-            shift = self._shift = check.plain("shift", shift)
+            shift = self._shift = check.array("shift", shift, (1, 2, 3)).copy()
             if shift.shape[1:] != self.f.shape:
                 both = f"shift has shape {shift.shape}, but f has {self.f.shape}"
                 raise ValueError(f"{both}; pass one row of predictions for each removal, less f")

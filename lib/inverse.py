@@ -40,7 +40,10 @@ class Inverse:
     dtype = "float64"
 
     def __init__(self, K: np.ndarray, lam: float):
-        self._Q = _invert(K, lam)
+        self._Q, self.lam = _invert(K, lam), lam
+
+    def __repr__(self) -> str:
+        return f"Inverse: n = {len(self._Q)}, lam = {self.lam:g}"
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self._Q, dtype=dtype, copy=copy)
@@ -77,15 +80,18 @@ class Inverse:
 class KernelInverse:
     """What the inverses of K + λI have in common that make K = kernel(X) themselves, in parts.
 
-    X is (n, d), `kernel(X, X2)` is for instance `lib.kernel.ntk`. Theirs are `@`, `diagonal`,
-    `rows` and `off_diagonal`.
+    X is (n, d) and copied, `kernel(X, X2)` is for instance `lib.kernel.ntk`. Theirs are `@`,
+    `diagonal`, `rows` and `off_diagonal`.
     """
 
     dtype = "float64"
 
     def __init__(self, kernel: Callable, X, lam: float):
-        self.kernel, self.X = kernel, check.array("X", X, 2)
+        self.kernel, self.X = kernel, check.array("X", X, 2).copy()
         self.lam = check.number("lam", lam, at_least=0)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: n = {len(self.X)}, lam = {self.lam:g}"
 
     def block(self, index) -> np.ndarray:
         return self.rows(index)[:, np.atleast_1d(index)]

@@ -57,11 +57,11 @@ class Problem:
         self.Z0 = torch.empty(self.m, self.n, **like)
         self.Z0_te = torch.empty(self.m, len(X_te), **like)
         self.a = torch.empty(self.m, dtype=torch.float64, device=device)
-        for block, W, a in neurons(X.shape[1], m, kappa, seed, antisymmetric):
+        for block, W, a in neurons(X.shape[1], self.m, self.kappa, seed, antisymmetric):
             Z = torch.as_tensor(W, device=device).double() @ A.T  # the same on any processor
             self.Z0[block], self.Z0_te[block] = Z[:, : self.n], Z[:, self.n :]
             self.a[block] = torch.as_tensor(a, device=device).double()
-        self.a /= m**0.5  # the factor m^{-1/2} of Eq 1 goes with the signs
+        self.a /= self.m**0.5  # the factor m^{-1/2} of Eq 1 goes with the signs
 
     def __repr__(self) -> str:
         t, settings = self.Z0_te.shape[1], f"lam = {self.lam:g}, kappa = {self.kappa:g}"

@@ -548,9 +548,13 @@ def test_damaged_files(tmp_path, name):
 
 def test_bad_folders(tmp_path):
     photos(tmp_path / "a", ("a", "b"))
-    (tmp_path / "a" / "empty").mkdir()
-    with pytest.raises(ValueError, match="'empty' has no .* from a, b, or delete the empty folder"):
-        audit(tmp_path / "a", **QUIET)
+    (tmp_path / "a" / "empty").mkdir()  # no class
+    (tmp_path / "a" / "none").mkdir()
+    (tmp_path / "a" / "none" / "x.heic").write_bytes(b"not read")
+    with pytest.warns(UserWarning, match="left out: .*x.heic; save them as .png or .jpg"):
+        with pytest.raises(ValueError, match="'none' has no .* from a, b, or delete the empty"):
+            audit(tmp_path / "a", **QUIET)
+    (tmp_path / "a" / "none" / "x.heic").unlink()
     with pytest.raises(ValueError, match="'c' has no points; choose from a, b$"):
         audit({"X": POINTS, "y": AB}, classes=["a", "c"], **QUIET)
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a" / "a" / "large.png")

@@ -126,6 +126,15 @@ def test_eq_17_gamma_by_hand():
     np.testing.assert_allclose(gamma_eq_17(np.eye(4)), [4] * 4)
 
 
+def test_eq_17_test_point_that_no_training_point_moves():
+    model = Ridge(np.eye(2) / 2, [1.0, -1.0], 0.5)
+    both = model.influence([[0.5, 0.0], [0.25, 0.0]], [1.0, 1.0])
+    one = model.influence([[0.5], [0.25]], [1.0])
+    found = subtracted_term(both, 0.5, DIAGONAL)
+    assert found.tolist() == [*subtracted_term(one, 0.5, DIAGONAL), 0] and not both.T2[:, 1].any()
+    assert subtracted_term(model.influence([[0.0], [0.0]], [1.0]), 0.5, DIAGONAL).tolist() == [0]
+
+
 def test_eq_17_subtracted_term_by_hand():
     # α = (5/8, 1/8), so γ = 2 · 25/26; ρ² = 16/9 = E; γE / (16 · ½ · ¼ · 2) = 100/117
     np.testing.assert_allclose(subtracted_term(HAND, 0.5, DIAGONAL), [100 / 117], rtol=8 * EPS)

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -334,6 +335,25 @@ def test_masked_entries_are_refused(x):
         check.indices("i", np.ma.array([0, 1], mask=[True, False]), 3)
     full = np.ma.array([1.0, -1.0], mask=False)
     assert check.array("Y", full, 1).tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("dtype", ["Float64", "Float32", "Int64", "UInt8", "boolean"])
+def test_columns_of_pandas_with_a_missing_value_of_their_own(dtype):
+    column = pd.Series([1, 0, 1]).astype(dtype)
+    frame = pd.DataFrame({"a": column, "b": [0.5, 2.0, 0.25]})
+    assert check.array("Y", column, 1).tolist() == [1, 0, 1]
+    assert check.array("X", frame, 2).tolist() == [[1, 0.5], [0, 2], [1, 0.25]]
+    column[1] = pd.NA
+    for x, first in ((column, r"\(1,\)"), (frame.assign(a=column), r"\(1, 0\)")):
+        with pytest.raises(ValueError, match=f"x has 1 value that is not finite, .* {first}: nan;"):
+            check.array("x", x, (1, 2))
+
+
+def test_columns_of_pandas_that_hold_text_are_no_numbers():
+    for x in (pd.Series(["1", "2"]), pd.DataFrame({"a": ["1", "2"], "b": [1.0, 2.0]})):
+        for kind in (object, "string"):
+            with pytest.raises(TypeError, match="X must be a real numeric array"):
+                check.array("X", x.astype(kind), (1, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int8])

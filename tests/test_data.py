@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import struct
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,7 @@ def test_what_is_missing_is_downloaded_below_the_root(tmp_path, monkeypatch):
 
     class Mnist:
         targets, data = np.arange(40) % 10, np.ones((40, 28, 28), dtype=np.uint8)
+        data[:, 0, 0] = np.arange(40)
 
         def __init__(self, root, train=None, download=False):
             asked.append((root, train, download))
@@ -290,9 +292,10 @@ def test_blank_image(photos):
 
 
 def test_folder_without_images(photos):
-    (photos / "dog").mkdir()
+    (photos / "dog" / "none").mkdir(parents=True)
+    (photos / "dog" / "none" / "notes.txt").write_text("no image")
     assert load("photos:ant/bee", n_train=4, n_test=2).classes == ("ant", "bee")
-    with pytest.raises(ValueError, match=r"only 0 are there; add files \(.bmp, .*, .webp\)"):
+    with pytest.raises(ValueError, match="class 'dog' is not in 'photos'; choose from ant, bee, c"):
         load("photos:ant/dog", n_train=4, n_test=2)
     (photos.parent / "empty").mkdir()
     with pytest.raises(ValueError, match="empty needs one sub-folder of images for each class"):
@@ -588,7 +591,8 @@ def test_whatever_a_decoder_raises_names_the_file(photos, monkeypatch, error):
 
 
 def test_hidden_files_and_folders_are_no_data(photos):
-    for name in (".ipynb_checkpoints", "__MACOSX", ".git"):
+    systems = "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"
+    for name in (".ipynb_checkpoints", "__MACOSX", ".git", *systems):
         (photos / name).mkdir()
         Image.new("RGB", (4, 5), "red").save(photos / name / "x.png")
         (photos / "ant" / name).mkdir()
@@ -602,6 +606,93 @@ def test_hidden_files_and_folders_are_no_data(photos):
     assert {Path(file).name for file in [*drawn.files, *drawn.files_te]} == {
         f"{i:02}.png" for i in range(12)
     }
+
+
+def test_every_ending_of_a_jpeg_is_read(photos):
+    for ending in ("jpeg", "jfif", "jpe", "JPE"):
+        folder = photos / ending.swapcase()
+        folder.mkdir()
+        for i in range(3):
+            Image.new("RGB", (4, 5), (200, 20 * i, 9)).save(folder / f"{i}.{ending}", "JPEG")
+        assert load(f"photos:ant/{folder.name}", n_train=4, n_test=2).X.shape == (4, 60)
+
+
+def test_images_of_a_format_that_is_not_read_are_named(photos):
+    for i, ending in enumerate(("heic", "AVIF")):
+        (photos / "ant" / f"{i}.{ending}").write_bytes(b"no image")
+    words = "not read are left out: .*ant/0.heic, .*ant/1.AVIF; save them as .png or .jpg"
+    with pytest.warns(UserWarning, match=words):
+        assert load("photos:ant/bee", n_train=12, n_test=12).X.shape == (12, 60)
+    (photos / "dog").mkdir()
+    (photos / "dog" / "0.heif").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="not read are left out: .*0.heif; save"):
+        with pytest.raises(ValueError, match=r"only 0 are there; add files \(.bmp, .*, .webp\)"):
+            load("photos:ant/dog", n_train=4, n_test=2)
+
+
+@pytest.mark.parametrize("test", ["test", "val", "valid", "validation"])
+def test_names_of_the_folder_of_test_images(root, test):
+    for blue, part in enumerate(("train", test)):
+        write_photos(root / "own" / part, blue=blue)
+    drawn = load("own:ant/cat", n_train=24, n_test=24)
+    assert all("/train/" in file for file in drawn.files)
+    assert all(f"/{test}/" in file for file in drawn.files_te)
+    write_photos(root / "own" / "later", blue=5)
+    (root / "own" / "later").rename(root / "own" / "validation2")  # no part of the layout
+    assert load("own:ant/cat", n_train=24, n_test=24).files.tolist() == drawn.files.tolist()
+
+
+def test_test_comes_before_val(root):
+    for blue, part in enumerate(("train", "val", "test")):
+        write_photos(root / "own" / part, blue=blue)
+    assert all("/test/" in file for file in load("own:ant/cat", n_train=4, n_test=4).files_te)
+
+
+def test_train_alone_names_remedies_that_work(root):
+    write_photos(root / "own" / "train")
+    words = "'own' has images of one class only, 'train'; put .* name own/train to draw both"
+    for name in ("own", "own:ant/cat", "own:train/train"):
+        with pytest.raises(ValueError, match=words):
+            load(name, n_train=4, n_test=4)
+    assert load("own/train:ant/cat", n_train=4, n_test=4).classes == ("ant", "cat")
+    write_photos(root / "own" / "val", blue=8)
+    assert load("own:ant/cat", n_train=4, n_test=4).classes == ("ant", "cat")
+
+
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+@pytest.mark.parametrize("there", ["NFC", "NFD"])
+def test_accents_and_spaces_of_names_do_not_matter(root, typed, there):
+    first, second = (unicodedata.normalize(there, name) for name in ("café", " lead"))
+    folder = unicodedata.normalize(there, "Bücher")
+    for c, name in enumerate((first, second)):
+        (root / folder / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (4, 5), (10 * c + 20, i, 7)).save(root / folder / name / f"{i}.png")
+    name = unicodedata.normalize(typed, "Bücher:café / lead")
+    drawn = load(name, n_train=4, n_test=2)
+    assert drawn.classes == ("café", "lead")
+    assert set(drawn.images[drawn.Y == 1][:, 0, 0, 0] * 255) == {20}
+
+
+def test_two_folders_of_one_name_are_refused(photos):
+    for name in ("café", unicodedata.normalize("NFD", "café")):
+        (photos / name).mkdir()
+        Image.new("RGB", (4, 5), "red").save(photos / name / "x.png")
+    with pytest.raises(ValueError, match="two sub-folders of one name, .*caf.*; .*rename one"):
+        load("photos:ant/bee", n_train=4, n_test=2)
+
+
+def test_training_images_that_are_all_equal_are_refused(root):
+    for c, name in enumerate(("dark", "light", "other")):
+        (root / "grey" / name).mkdir(parents=True)
+        for i in range(6):
+            shade = (60 + 90 * c + i,) * 3 if name != "other" else (0, 0, 50 + i)
+            Image.new("RGB", (4, 5), shade).save(root / "grey" / name / f"{i}.png")
+    words = "all 8 training images of 'grey' are equal once .*: there is nothing to learn from them"
+    with pytest.raises(ValueError, match=words):
+        load("grey:dark/light", n_train=8, n_test=4)
+    drawn = load("grey:dark/other", n_train=8, n_test=4)  # equal within each class, and no further
+    assert len(np.unique(drawn.X.round(12), axis=0)) == 2
 
 
 def test_files_tell_where_a_point_is_from(photos):
@@ -655,6 +746,7 @@ def test_names_of_classes(root, first, second):
 
 def test_names_of_classes_that_are_not_there(photos):
     (photos / "c++").mkdir()
+    Image.new("RGB", (4, 5), "red").save(photos / "c++" / "x.png")
     with pytest.raises(ValueError, match=r"class 'c' is not in 'photos'; choose from ant, .*c\+\+"):
         load("photos:c/ant")
     with pytest.raises(ValueError, match="class 'dog' is not in 'photos'"):

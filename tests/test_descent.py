@@ -157,6 +157,8 @@ def test_eq_3_bad_numbers_of_descent():
         gradient_descent(p, step=0.0)
     with pytest.raises(ValueError, match="keep must be at least 0"):
         gradient_descent(p, steps=1, keep=[-1])
+    with pytest.raises(TypeError, match=r"keep must be a list of steps, not 2; pass \[2\]"):
+        gradient_descent(p, steps=1, keep=2)
     with pytest.raises(ValueError, match="steps must be at least 0"):
         gradient_descent(p, steps=-1)
     with pytest.raises(ValueError, match="tol must be a finite number"):

@@ -2,9 +2,12 @@
 
 import math
 import warnings
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
@@ -429,6 +432,11 @@ def test_times_that_are_none():
         flow.beta(1e308)
     with pytest.raises(TypeError, match="t must be one time, not array"):
         flow.beta(np.array([1.0, 2.0]))
+    for t in (pd.NA, None, "1"):
+        with pytest.raises(TypeError, match="t must be a number, not .*; pass one, such as 20"):
+            flow.beta(t)
+    for end in (np.float32(np.inf), torch.tensor(np.inf), Decimal("inf")):
+        assert flow.beta(end).tolist() == [1.0, -1.0]
 
 
 @pytest.mark.parametrize("t", [1.0, math.inf])

@@ -110,11 +110,19 @@ def test_influences_are_fresh_arrays():
     assert inf.exact.tolist() == [[1.0], [-0.09375]] and inf.shift.tolist() == [[-1], [0.25]]
 
 
-def test_labels_are_a_copy():
-    y_te = np.array([1.0])
-    inf = Influence(np.array([0.5]), y_te, np.array([[-1.0]]))
-    y_te[:] = 0
-    assert inf.exact.tolist() == [[1.0]]
+def test_it_shares_no_array_with_its_caller():
+    f, y_te, shift = np.array([0.5]), np.array([1.0]), np.array([[-1.0]])
+    inf = Influence(f, y_te, shift)
+    for given_ in (f, y_te, shift):
+        given_[:] = 7
+    assert inf.exact.tolist() == [[1.0]] and inf.loo.tolist() == [[-0.5]]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.float32])
+def test_arithmetic_is_that_of_float64(kind):
+    inf = Influence(np.array([1, 0], kind), [1.0, -1.0], 255 * np.ones((3, 2), kind))
+    assert inf.loo.dtype == np.float64 and inf.loo.tolist() == [[256, 255]] * 3
+    assert inf.exact.tolist() == [[255**2 / 2, 256**2 / 2 - 0.5]] * 3
 
 
 def test_it_says_its_shape():
@@ -142,6 +150,18 @@ def test_it_says_its_shape():
 def test_bad_input(f, y_te, shift, message):
     with pytest.raises(ValueError, match=message):
         Influence(np.zeros(f), y_te, np.zeros(shift))
+
+
+def test_predictions_that_are_not_finite_or_no_numbers():
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="f has 1 value that is not finite"):
+            Influence([bad, 0.0], [1.0, -1.0], np.zeros((1, 2)))
+        with pytest.raises(ValueError, match="shift has 1 value that is not finite"):
+            Influence([0.0, 0.0], [1.0, -1.0], [[bad, 0.0]])
+    with pytest.raises(TypeError, match="f must be a real numeric array, not list"):
+        Influence(["a", "b"], [1.0, -1.0], np.zeros((1, 2)))
+    with pytest.raises(TypeError, match="shift must be a real numeric array, not list"):
+        Influence([0.0, 0.0], [1.0, -1.0], [["a", "b"]])
 
 
 def test_targets_of_any_size_are_welcome():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from lib.inverse import TILE, Inverse, lanczos, times
+from lib.inverse import TILE, Inverse, KernelInverse, lanczos, times
 from lib.kernel import ntk
 from tests.cases import EPS, near, relative, unit_points
 
@@ -117,6 +117,18 @@ def test_products_of_arrays_in_any_layout(layout, across):
     left = layout(A.T).T if across else layout(A)
     for b in (B, B[:, 1], layout(B), layout(B[:, 1].copy())):
         np.testing.assert_allclose(times(left, b), A @ b, rtol=0, atol=1e-14)
+
+
+def test_it_says_its_size_and_lambda():
+    assert repr(Inverse(np.eye(2) / 2, 0.5)) == "Inverse: n = 2, lam = 0.5"
+    assert repr(KernelInverse(ntk, np.eye(2), 0.5)) == "KernelInverse: n = 2, lam = 0.5"
+
+
+def test_points_of_a_kernel_inverse_are_a_copy():
+    X = unit_points(3, 4)
+    Q, before = KernelInverse(ntk, X, 0.5), np.diagonal(ntk(X)).copy()
+    X[:] = 7
+    np.testing.assert_array_equal(Q.kernel_diagonal(), before)
 
 
 def test_it_becomes_an_array():

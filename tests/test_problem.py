@@ -1,6 +1,7 @@
 """The problem of Eq 2 and a trained network: its kernel, its kinks, and what is refused."""
 
 import pickle
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -151,6 +152,17 @@ def test_arrays_of_any_strides_and_whole_floats(recwarn):
         assert torch.equal(one.Z0, other.Z0) and torch.equal(one.G64_te, other.G64_te)
         assert torch.equal(one.Y, other.Y)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "m", [np.float16(1000), torch.tensor(1000.0, dtype=torch.float16), Decimal(1000), 1e3]
+)
+def test_a_whole_number_of_any_kind_gives_the_same_network(m):
+    X, Y, X_te = sample(8, 3, 5)
+    settings = {"lam": 1.0, "kappa": 0.1, "seed": 0}
+    one = Problem(X, Y, X_te, m=1000, **settings)
+    two = Problem(X, Y, X_te, m=m, **settings)
+    assert two.m == 1000 and torch.equal(one.a, two.a) and torch.equal(one.Z0, two.Z0)
 
 
 def test_a_problem_stays_as_it_was_made():

@@ -33,13 +33,14 @@ def settings(row) -> dict:
 
 
 def tolerance(request, label: str) -> float:
-    """What another processor may change an influence by, as a share of the largest.
+    """What threads, precision and order change on one processor, ten times over.
 
-    Ten times the largest change that was recorded when threads, precision or the order of the
-    points changed, and at least a hundredth. None of 240 influences changed by more than a tenth
-    of that, so one in 80 may (with a chance of 95 %, if they are independent). We suppose that the
-    share falls at least like the square of the change. Then one in 8000 exceeds the tolerance, and
-    one of six rows in fewer than one run in a thousand.
+    We suppose that another processor changes no more; none was tried. As a share of the largest
+    influence it is ten times the largest change that was recorded when threads, precision or the
+    order of the points changed, and at least a hundredth. None of 240 influences changed by more
+    than a tenth of that, so one in 80 may (with a chance of 95 %, if they are independent). We
+    suppose that the share falls at least like the square of the change. Then one in 8000 exceeds
+    the tolerance, and one of six rows in fewer than one run in a thousand.
     """
     spread = pd.read_csv(request.config.rootpath / RECORDS / "spread.csv")
     part = spread[(spread.data == label) & ~spread.how.str.startswith("start")]

@@ -16,11 +16,13 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from book import chapters, plots, sweep
 from tests import mutants
@@ -297,9 +299,16 @@ def test_help_lists_every_parameter():
     parameters = set(re.findall(r"^([A-Z_0-9]+) \?=", text, re.M))
     told = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True).stdout
     assert {"DATASETS", "SIZE", "JOBS"} <= parameters
-    assert parameters <= set(re.findall(r"^([A-Z_0-9]+)  +\w", told, re.M))
+    assert parameters | {"NTK_DATA"} <= set(re.findall(r"^([A-Z_0-9]+)  +\w", told, re.M))
     commands = re.search(r"^\.PHONY: (.*)", text, re.M)[1].split()
-    assert set(commands) - set(re.findall(r"make (\w+)", told)) == {"help", "site", "install"}
+    inner = {"help", "site", "install", "stored"}
+    assert set(commands) - set(re.findall(r"make (\w+)", told)) == inner
+
+
+@pytest.mark.parametrize("target", ["book", "notebooks"])
+def test_what_writes_the_build_waits_for_others_that_do(target):
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:\n\t@\$\(RUN\) --lock _build/lock \$\(MAKE\)", text, re.M)
 
 
 @pytest.mark.parametrize(
@@ -319,8 +328,25 @@ def test_a_value_is_text_where_the_default_is():
     assert chapters.read("2024", "datasets", "digits:3/8") == "2024"
     assert chapters.read("60", "n_train", 240) == 60
     assert chapters.read("32", "size", None) == 32
-    with pytest.raises(ValueError, match="n_train = many is not a number; by default it is 240"):
-        chapters.read("many", "n_train", 240)
+    for text in ("many", "None", "60.5", "True", "1e999", "(60,)"):
+        words = re.escape(f"n_train = {text} is not a whole number; by default it is 240")
+        with pytest.raises(ValueError, match=words):
+            chapters.read(text, "n_train", 240)
+
+
+def test_a_whole_number_is_an_int_however_it_is_written():
+    for value in (chapters.read("6e1", "n_train", 240), chapters.read("60.0", "size", None)):
+        assert value == 60 and type(value) is int
+    assert chapters.read("None", "size", None) is None
+    with pytest.raises(ValueError, match="size = 32.5 is not a whole number; by def"):
+        chapters.read("32.5", "size", None)
+    assert chapters.read("1e-1", "lam", 1.0) == 0.1
+    for text in ("None", "1e999", "[1]", "ten"):
+        with pytest.raises(ValueError, match="is not a number; by default it is 1.0"):
+            chapters.read(text, "lam", 1.0)
+    assert chapters.read("(1.0, 2.0)", "lams", (10.0, 1.0)) == (1.0, 2.0)
+    with pytest.raises(ValueError, match="lams = 3 is not a tuple; by default it is"):
+        chapters.read("3", "lams", (10.0, 1.0))
 
 
 def test_too_few_images_for_the_chapters_are_refused_before_any_is_executed(tmp_path):
@@ -328,6 +354,24 @@ def test_too_few_images_for_the_chapters_are_refused_before_any_is_executed(tmp_
         page = ROOT / "book" / "10-complexity.ipynb"
         chapters.execute(page, tmp_path / page.name, {}, {"n_train": "18"})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", ["07-regularisation", "09-trust", "10-complexity", "11-dynamics"])
+def test_photos_of_one_colour_stop_no_page(tmp_path, monkeypatch, page):
+    """Equal images within a class, and no likeness between the classes: little is defined there."""
+    monkeypatch.setenv("NTK_FINDINGS", "report")
+    for name, channel in (("red", 0), ("blue", 2)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(24):
+            image = np.zeros((8, 8, 3), dtype=np.uint8)
+            image[:, :, channel] = 60 + 8 * i
+            Image.fromarray(image).save(tmp_path / "photos" / name / f"{i:02}.png")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "records").symlink_to(ROOT / "book" / "records")
+    target = tmp_path / "book" / f"{page}.ipynb"
+    shared = {"datasets": f"{tmp_path}/photos:red/blue", "n_train": "20", "n_test": "10"}
+    chapters.execute(ROOT / "book" / target.name, target, {}, shared)
+    assert chapters.ledger.collect(target)
 
 
 def test_no_module_is_named_as_what_pip_leaves_behind():
