@@ -356,7 +356,9 @@ def test_too_few_images_for_the_chapters_are_refused_before_any_is_executed(tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("page", ["07-regularisation", "09-trust", "10-complexity", "11-dynamics"])
+@pytest.mark.parametrize(
+    "page", ["01-kernel", "07-regularisation", "09-trust", "10-complexity", "11-dynamics"]
+)
 def test_photos_of_one_colour_stop_no_page(tmp_path, monkeypatch, page):
     """Equal images within a class, and no likeness between the classes: little is defined there."""
     monkeypatch.setenv("NTK_FINDINGS", "report")
