@@ -167,7 +167,7 @@ def plan(settings: list[Setting], chapters: list[Path], work: Path, cifar10: str
 
 def fit(setting: Setting, chapter: Path, known: dict, values: dict) -> bool:
     """Whether there are images enough; with other classes, `values` get an n that is."""
-    n = next((name for name in ("n_train", "n_points") if name in known), None)
+    n = next((name for name in ("n_points", "n_train") if name in known), None)
     while n:
         asked = known | values
         data = asked.get("datasets") or asked.get("source")
