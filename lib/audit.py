@@ -80,6 +80,7 @@ class Audit:
     - lost: by how much single precision changes an influence on some test points at most, over the
       largest influence on this test point; None for double precision
     - unused: columns of a table that are no feature, and why
+    - copies: how many test and clean points have the features of a training point
     """
 
     name: str
@@ -96,6 +97,7 @@ class Audit:
     choice: pd.DataFrame | None = None
     unknown: list[str] = field(default_factory=list)
     unused: str = ""
+    copies: list[str] = field(default_factory=list)
     lost: float | None = None
 
     def outputs(self, label: np.ndarray) -> np.ndarray:
@@ -166,8 +168,14 @@ def audit(
     name = name if ":" in name else Path(name).name
     found = Audit(name, train, test, _classes(train.label))
     found.note, found.unused = encode(train, *(x for x in (test, known) if x))
+    for which, x in (("test", test), ("clean", known)):
+        if x and (count := _copies(train.X, x.X)):
+            found.copies.append(f"{count} of the {len(x.X)} {which} points")
     if found.unused and progress:
         tqdm.write(f"columns that are no feature: {found.unused}", file=sys.stderr)
+    if found.copies and progress:
+        words = f"{' and '.join(found.copies)} are training points, too: predictions look too good"
+        tqdm.write(words, file=sys.stderr)
     Y, Y_te, Y_clean = (x and found.outputs(x.label) for x in (train, test, known))
     if (judge := test if own else known) is not None:
         found.unknown = sorted(set(found.classes) - set(judge.label))
@@ -325,6 +333,12 @@ def _ranked(found: Audit, scores: dict) -> pd.DataFrame:
     by = "clean influence" if "clean influence" in scores else "margin"
     table = table.rename_axis("index").sort_values(by, ascending=by != "margin", kind="stable")
     return table.rename(columns=lambda name: re.sub(r"\W", "_", name))
+
+
+def _copies(X: np.ndarray, other: np.ndarray) -> int:
+    """How many of the other points have the features of a training point."""
+    there = {hash(x.tobytes()) for x in X}
+    return sum(hash(x.tobytes()) in there for x in other)
 
 
 def _pairs(found: Audit, on_test: Streamed, points) -> pd.DataFrame:

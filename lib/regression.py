@@ -139,7 +139,7 @@ class Regression:
     """
 
     def __init__(self, K, Y, lam: float, loss=SQUARED, *, tol: float = 1e-8):
-        self.K, self.loss = check.symmetric("K", K), loss
+        self.K, self.loss = check.symmetric("K", K).copy(), loss
         self.lam, self.tol = check.number("lam", lam, above=0), check.number("tol", tol, above=0)
         self.Y, n = loss.labels("Y", Y, len(self.K)), len(self.K)
         rounding = n * np.finfo(float).eps * self.K.trace()
@@ -238,8 +238,12 @@ class RegressionInfluence(Estimates, Influence):
     """
 
     def __init__(self, model: Regression, k, y_te):
-        self.model, self.k = model, check.columns(k, len(model.Y))
+        self.model, self.k = model, check.columns(k, len(model.Y)).copy()
         super().__init__(model.predict(self.k), y_te, None, model.loss)
+
+    def __repr__(self) -> str:
+        n, t = self.k.shape
+        return f"RegressionInfluence: n = {n}, t = {t}, lam = {self.model.lam:g}"
 
     @cached_property
     def shift(self) -> np.ndarray:

@@ -773,6 +773,18 @@ def test_other_texts_stay_texts(blobs, kind, width):
     assert ("age (" in result.unused) == (width == 9)  # it is said
 
 
+def test_points_that_are_in_both_sets_are_told(blobs, tmp_path, capsys):
+    X, y = blobs["X"], blobs["y"]
+    arrays = {"X": X, "y": y, "X_test": np.vstack([X[:3], X[3:6] + 0.1]), "y_test": y[:6]}
+    result = audit(arrays, lam=0.5, clean="test", out=tmp_path / "out")
+    assert result.copies == ["3 of the 6 test points"]
+    assert "3 of the 6 test points are training points, too" in capsys.readouterr().err
+    words = (tmp_path / "out" / "report.html").read_text()
+    assert "3 of the 6 test points have the features of a training point" in words
+    arrays["X_test"] = X[:6] + 0.1
+    assert not audit(arrays, lam=0.5, out=tmp_path / "out", **QUIET).copies
+
+
 @pytest.mark.parametrize(
     ("cells", "classes"),
     [

@@ -353,3 +353,14 @@ def test_bad_input(call, error, match):
 
 def fitted():
     return Regression(K2, Y2, 1.0, Logistic())
+
+
+def test_arrays_of_the_caller_may_change_after_the_fit():
+    K, Y, k = np.diag([0.5, 0.4, 0.3]), np.array([1.0, -1.0, 1.0]), np.full((3, 1), 0.2)
+    model = Regression(K, Y, 0.5, Logistic())
+    one = model.influence(k, [1.0])
+    expected = Regression(K.copy(), Y, 0.5, Logistic()).influence(k.copy(), [1.0])
+    K[:], k[:] = 0, 0
+    for name in ("exact", "ihvp", "newton"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(expected, name))
+    assert repr(one) == "RegressionInfluence: n = 3, t = 1, lam = 0.5"
