@@ -1,7 +1,7 @@
 """Whole computations, this library beside others in one run: equal work, accuracy, seconds, memory.
 
-Times are those of the processor, on one thread, the fastest of three after one to warm up; memory
-is that of another run (see `side`). IHVP has the rows of `solvers`, which are of a first call.
+Times are those of the processor, on one thread, the fastest run within a second, or of three;
+memory is that of another run (see `side`). IHVP has the rows of `solvers`, of a first call.
 """
 
 from __future__ import annotations
