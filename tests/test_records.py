@@ -176,13 +176,23 @@ def test_readme_gives_the_figures_of_the_records(request):
     assert set(listed) == lines
 
     solvers = pd.read_csv(root / RECORDS / "solvers.csv")
-    solvers = solvers[solvers.network == "digits-3-8-m1000-lam1-seed0"]
-    module = solvers[solvers.solver == "lib"].iloc[0]
-    dattri = solvers[(solvers.solver == "dattri") & solvers.about.isna()]
-    dattri = dattri[dattri.knobs.fillna("").str.contains("max_iter=16")].iloc[0]
+    digits = solvers[solvers.network == "digits-3-8-m1000-lam1-seed0"]
+    module = digits[digits.solver == "lib"].iloc[0]
     assert f"on {module.n:.0f} training and {module.t:.0f} test points" in readme
-    words = f"took {module.seconds:.1f} s, and dattri's conjugate gradients {dattri.seconds:.1f} s"
-    assert f"{words} to an error of {dattri.error:.0e}".replace("e-0", "e-") in readme
+
+    def after(rows, k):
+        return rows[rows.knobs.fillna("").str.contains(f"maxiter={k}, rtol")].iloc[0]
+
+    peer = after(digits[digits.about.isna()], 8)
+    words = f"took {module.seconds:.1f} s on the digits and pyDVL's conjugate gradients "
+    words += f"{peer.seconds:.1f} s to an error of {peer.error:.0e}".replace("e-0", "e-")
+    assert words in readme
+    mnist = solvers[solvers.network.str.startswith("mnist")]
+    module, rough, fine = mnist[mnist.solver == "lib"].iloc[0], after(mnist, 4), after(mnist, 8)
+    assert rough.seconds < module.seconds  # README says that it is faster there
+    words = f"with {module.parameters:,.0f} parameters, pyDVL was faster: {rough.seconds:.1f} s to "
+    words += f"an error of {100 * rough.error:.1f} %, and {fine.seconds:.1f} s to {fine.error:.0e}"
+    assert f"{words}, against our {module.seconds:.1f} s".replace("e-0", "e-") in readme
     kernel = peers[peers.who == "NumPy, as written"].iloc[0]
     assert kernel.error > 1e-9  # half the digits
     faster = times[times.times < 1].who.tolist()
