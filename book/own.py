@@ -24,7 +24,7 @@ from book.chapters import draw, provenance, recorder, store
 from book.scale import picture
 from lib import data
 from lib.journal import Journal
-from lib.module import empirical_ntk, outputs
+from lib.module import Function, kernels, outputs
 from lib.torch_influence import ModuleInfluence, influence, trust
 
 PAIR = "airplane/automobile"
@@ -154,9 +154,10 @@ def compare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is not at rest for this λ
         wrong = influence(trained, loss, train, test, decay, start=start)
-    K, k_te = empirical_ntk(net.eval(), X), empirical_ntk(net, X, test[0])
+    at = Function(net.eval())
+    K = kernels(at, at.points("X", X), at.points("X_te", test[0]))
     hot, f = np.eye(one.f.shape[1])[Y], outputs(trained, X)
-    lazy = ModuleInfluence(K, k_te, f, hot, one.f, one.y_te, len(X) * decay, one.loss)
+    lazy = ModuleInfluence(K, f, hot, one.f, one.y_te, len(X) * decay, one.loss)
     warm = trust(one, lambda without: fit(trained, X, Y, decay, without, start=start), k=k)
     found = {i: np.full(tests, np.nan) for i in warm.points}
     if cold:

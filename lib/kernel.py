@@ -103,7 +103,7 @@ def angular(X, X2, function: Callable, diagonal: float, dtype: str, block: int):
             f"X2 has {B.shape[1]} columns, but X has {A.shape[1]}; both need the same inputs"
         )
     block = check.integer("block", block)
-    K = _products(A, B)
+    K = products(A, B)
     for start in range(0, len(A), block):
         rows = slice(start, min(start + block, len(A)))
         columns = slice(start if X2 is None else 0, len(B))
@@ -130,8 +130,8 @@ def _points(name: str, X, dtype: str, beside: torch.Tensor | None = None) -> tor
     return check.unit(name, X).to(precision)
 
 
-def _products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-    """Return A Bᵀ. Of A Aᵀ NumPy computes one triangle only."""
+def products(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """Return A Bᵀ. Of A Aᵀ NumPy computes one triangle only, and so takes half of the time."""
     return torch.from_numpy(A.numpy() @ B.numpy().T) if _plain(A, B) else A @ B.T
 
 

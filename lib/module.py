@@ -12,6 +12,7 @@ from torch.func import functional_call, jacrev, jvp, vmap
 from torch.utils.data import DataLoader, Dataset
 
 from lib import check
+from lib.kernel import products
 from lib.losses import Loss
 
 
@@ -47,37 +48,63 @@ def empirical_ntk(
     >>> empirical_ntk(line, [[1.0, 2.0]], parameters=["weight"]).tolist()
     [[5.0]]
     """
-    f = Function(model, parameters)
-    A, own = f.points("X", X), X2 is None
-    B = A if own else f.points("X2", X2)
+    f, own = Function(model, parameters), X2 is None
+    A = f.points("X", X)
+    B = A[:0] if own else f.points("X2", X2)
+    return kernels(f, A, B, own, trace=trace, dtype=dtype, memory=memory)
+
+
+def kernels(
+    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool = True, *, trace: bool = False,
+    dtype: str = "float64", memory: float = 1e9,
+) -> np.ndarray:  # fmt: skip
+    """Return the rows of A in the kernel of `empirical_ntk`: with A itself, if `own`, then with B.
+
+    Both in one, so that the Jacobians of A are taken once where they fit in memory.
+    """
     c = f.outputs("X", A[:2])[0].size
-    f.outputs("X2", B[:2])
+    if len(B):
+        f.outputs("X2", B[:2])
     width = 1 if trace else c  # rows that a point has in K
-    K = torch.empty(len(A) * width, len(B) * width, dtype=check.precision(dtype)).numpy()
     # a block of points has its Jacobians in the module's type, and one more in float64
     step = max(1, int(check.number("memory", memory, above=0) // (24 * c * f.size)))
+    parts = [slice(i, i + step) for i in range(0, len(A), step)]
+    columns = [(A, j, j.start) for j in parts if own]
+    columns += [(B, slice(j, j + step), own * len(A) + j) for j in range(0, len(B), step)]
+    K = torch.empty(len(A) * width, (own * len(A) + len(B)) * width, dtype=check.precision(dtype))
 
     def rows(J):
         return J.double().reshape(len(J) * width, -1)
 
+    def fill(i, j, block):
+        K[i * width :, j * width :][: block.shape[0], : block.shape[1]] = block
+
     moves = False
-    for i in range(0, len(A), step):
-        left = f.jacobians(A[i : i + step])
-        moves = moves or any(bool(J.any()) for J in left)
-        for j in range(i if own else 0, len(B), step):
-            right = left if own and i == j else f.jacobians(B[j : j + step])
-            pairs = zip(left, right, strict=True)
-            block = sum(rows(P) @ rows(Q).T for P, Q in pairs)
-            block = (block if left is not right else (block + block.T) / 2).cpu().numpy()
-            K[i * width : (i + step) * width, j * width : (j + step) * width] = block
-            if own:
-                K[j * width : (j + step) * width, i * width : (i + step) * width] = block.T
+    for i in parts:
+        left = f.jacobians(A[i])
+        moves = moves or any(bool(point.any()) for J in left for point in J)
+        for points, j, at in columns:
+            if points is A and j.start < i.start:
+                continue
+            if points is A and j is i:
+                block = sum(products(P, P) for P in map(rows, left))
+                block = (block + block.T) / 2
+            else:
+                block = sum(map(products, map(rows, left), map(rows, f.jacobians(points[j]))))
+            if not torch.isfinite(block).all():
+                raise ValueError(
+                    "model has derivatives that are not finite, as a root or a norm has at 0; add "
+                    "a small number there"
+                )
+            fill(i.start, at, block)
+            if points is A:
+                fill(at, i.start, block.T)
     if not moves:
         raise ValueError(
             "outputs do not depend on the chosen parameters, so that every influence would be 0: "
             "no_grad, detach or sign in forward? Take it out, or choose other parameters"
         )
-    return K
+    return K.numpy()
 
 
 def outputs(model: nn.Module, X, block: int = 1000) -> np.ndarray:
@@ -194,11 +221,6 @@ class Function:
                 f"model does what torch.func.vmap cannot do ({str(error).split('. ')[0]}); in "
                 "forward write torch.where for branches on values, and no .item() or random numbers"
             ) from error
-        if not all(bool(torch.isfinite(J).all()) for J in each):
-            raise ValueError(
-                "model has derivatives that are not finite, as a root or a norm has at 0; add a "
-                "small number there"
-            )
         return [J.flatten(2) for J in each]
 
     def along(self, v: dict[str, torch.Tensor], X: torch.Tensor, block: int = 1000) -> np.ndarray:

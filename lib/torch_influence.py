@@ -15,7 +15,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from torch.func import grad, jvp
 
 from lib import check
 from lib.losses import loss_of
-from lib.module import Function, Labelled, empirical_ntk, outputs
+from lib.module import Function, Labelled, kernels, outputs
 from lib.packed import free_memory
 from lib.regression import Estimates, repair
 
@@ -51,14 +50,15 @@ class ModuleInfluence(Estimates):
     - f, y_te, loss, X_te: outputs, labels and loss at the test points, (t, c), and these points
     """
 
-    def __init__(self, K, k, f, Y, f_te, y_te, lam: float, loss, pull=None):
+    def __init__(self, K, f, Y, f_te, y_te, lam: float, loss, pull=None):
         (n, c), t = f.shape, len(f_te)
         self.f, self.y_te, self.loss = f_te, y_te, loss
         g, (d, v) = loss.gradient(f, Y), loss.curvature(f)
         hessian = d[:, :, None] * np.eye(c) - v[:, :, None] * v[:, None, :]
-        A = np.einsum("ria,iab->rib", K.reshape(n * c, n, c), hessian).reshape(n * c, n * c)
+        own = K[:, : n * c].reshape(n * c, n, c)  # beside it in K are the test points
+        A = np.einsum("ria,iab->rib", own, hessian).reshape(n * c, n * c)
         A[np.diag_indices(n * c)] += lam
-        C = np.linalg.solve(A, np.hstack([K, k]))
+        C = np.linalg.solve(A, K)
         own = C[:, : n * c].reshape(n, c, n, c)[np.arange(n), :, np.arange(n)]
         across = C[:, n * c :].reshape(n, c, t, c)
         self.blocks = hessian @ own
@@ -122,10 +122,9 @@ def influence(
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
     one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
     _room(one.y.size, two.y.size)
-    kernel = partial(empirical_ntk, model, parameters=list(at.theta), memory=memory)
-    K, k, v = kernel(one.X), kernel(one.X, two.X), at.theta if start is None else at.since(start)
+    K, v = kernels(at, one.X, two.X, memory=memory), at.theta if start is None else at.since(start)
     pull = [at.along(v, x) for x in (one.X, two.X)]
-    found = ModuleInfluence(K, k, one.f, one.y, two.f, two.y, lam, loss, pull)
+    found = ModuleInfluence(K, one.f, one.y, two.f, two.y, lam, loss, pull)
     found.X_te = two.X
     if np.isnan(found.rest):
         raise ValueError(f"{NO_GRADIENT}; check model and labels")
