@@ -87,6 +87,7 @@ def solvers(networks, work: Path, python: str, limit: float):
                 if (network.name, case.method, case.solver, words(case.knobs)) not in done
             ]  # fmt: skip
             todo.sort(key=plan.turn)
+            values = np.load(file).get("values")
             asked = [
                 {"solver": case.solver, "network": str(file), "knobs": case.knobs,
                  "seed": network.seed, "seconds": plan.SECONDS, "memory": plan.MEMORY,
@@ -103,6 +104,7 @@ def solvers(networks, work: Path, python: str, limit: float):
                             "method": case.method, "solver": case.solver,
                             "knobs": words(case.knobs), "default": case.default,
                             "unit": case.unit, "about": case.about, **found, **provenance(),
+                            "theory": plan.theory(case, values, network.lam),
                         })  # fmt: skip
                         bar.update()
                         if monotonic() > limit:

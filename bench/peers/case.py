@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import resource
 import sys
 import warnings
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, process_time
@@ -55,6 +57,33 @@ def errors(S: np.ndarray, exact: np.ndarray, actual: np.ndarray) -> dict:
     }  # fmt: skip
 
 
+@contextmanager
+def told():
+    """What a library says meanwhile, in warnings and in its log; that code is old does not count.
+
+    >>> with told() as said:
+    ...     warnings.warn("no convergence")
+    ...     warnings.warn("use another name", DeprecationWarning)
+    ...     logging.getLogger("one").warning("step %d", 2)
+    >>> said
+    ['no convergence', 'step 2']
+    """
+    said: list[str] = []
+
+    def hear(message, category, *rest, **how):
+        if not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning):
+            said.append(" ".join(str(message).split()))
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(" ".join(record.getMessage().split()))
+    logging.getLogger().addHandler(handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = hear
+        yield said
+    logging.getLogger().removeHandler(handler)
+
+
 def measure(asked: dict, pipe) -> None:
     """Run a case in this process, within its limits, and send the result."""
     import solvers
@@ -69,13 +98,15 @@ def measure(asked: dict, pipe) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (spent + seconds, spent + seconds + 5))
     before, began, wall, found = resident("VmRSS"), process_time(), perf_counter(), {}
     try:
-        S = np.asarray(getattr(solvers, asked["solver"])(case, **asked["knobs"]), dtype=float)
+        with told() as said:
+            S = np.asarray(getattr(solvers, asked["solver"])(case, **asked["knobs"]), dtype=float)
     except Exception as error:  # whatever a library raises is what we want to know
         words = f"{type(error).__name__}: {error}".strip().splitlines()[0][:160]
         memory = "memory" in words.lower() or isinstance(error, MemoryError)
         found["outcome"] = "out of memory" if memory else words
         S = None
     found["seconds"] = process_time() - began
+    found |= {"said": " | ".join(dict.fromkeys(said))[:300], **case.used}
     found["wall"] = perf_counter() - wall
     found["memory"] = (resident("VmHWM") - before) / 1e6
     if S is not None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 N, T = 200, 10  # training and test points: all 200 are removed, and estimated on all 10
 HIDDEN = 24  # units of the softmax network
 SECONDS, MEMORY = 60, 6e9  # processor seconds and bytes that a case may take
@@ -22,7 +24,7 @@ class Network:
     """A network of the comparison: its data, width, ridge, scale of the start and seed.
 
     A width is that of the two-layer network of Eq 1 with squared loss; 0 stands for the small
-    softmax network, of which all layers are trained.
+    softmax network. Of both the first layer is trained.
 
     >>> Network("digits:3/8", 1000, 0.1, seed=0).name
     'digits-3-8-m1000-lam0.1-seed0'
@@ -77,7 +79,7 @@ def along(method: str, solver: str, kind: str, name: str, values, **rest) -> lis
     return [Case(method, solver, {"kind": kind, name: value, **rest}) for value in values]
 
 
-CG = along("conjugate gradients", "pydvl", "CgInfluence", "maxiter", (1, 2, 4, 8, 16, 32),
+CG = along("conjugate gradients", "pydvl", "CgInfluence", "maxiter", (*range(1, 9), 16, 32),
            rtol=1e-10, solve_simultaneously=True)  # fmt: skip
 NYSTROM = along("Nyström", "pydvl", "NystroemSketchInfluence", "rank", (5, 10, 20, 50, 100, 199))
 SCALE = 0.35  # above (λ_max + λ)/n, about 0.32 with 200 images of the digits 3 and 8
@@ -106,6 +108,7 @@ DEFAULTS = [
     Case("Arnoldi", "captum", {"kind": "ArnoldiInfluenceFunction"}, default=True),
     Case("conjugate gradients", "curvlinops", {"kind": "CGInverseLinearOperator"}, default=True),
     Case("LiSSA", "curvlinops", {"kind": "NeumannInverseLinearOperator"}, default=True),
+    Case("LSMR", "curvlinops", {"kind": "LSMRInverseLinearOperator"}, default=True),
     Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator"}, default=True),
     Case("TracIn", "captum_tracin", {}, default=True, unit=False),
     Case("TracIn", "dattri_tracin", {"kind": "TracIn"}, default=True, unit=False),
@@ -114,7 +117,13 @@ DEFAULTS = [
     Case("similarity", "captum_similarity", {}, default=True, unit=False),
     Case("similarity", "captum_similarity", {"layers": ["hidden", "act"]}, unit=False),
 ]
-TRAK = [  # with a model output that squared loss asks for
+TRACIN = [
+    *[Case("TracIn", solver, knobs | {"checkpoints": k}, unit=False) for k in (1, 3)
+      for solver, knobs in (("captum_tracin", {}), ("dattri_tracin", {"kind": "TracIn"}))],
+    *[Case("gradient product", "dattri_tracin", {"kind": "gradient dot", "proj_dim": k}, unit=False)
+      for k in (4096, None)],
+]  # fmt: skip
+TRAK = [  # for squared loss the model output is that of the network
     Case("TRAK", "trak", {"damping": 0.0}, default=True, unit=False),
     Case("TRAK", "dattri_trak", {"damping": 0.0}, default=True, unit=False),
     *[Case("TRAK", "trak", {"proj_dim": k, "half": False}, unit=False) for k in (128, 512, 2048)],
@@ -126,13 +135,19 @@ SWEEPS = [
     *[lissa(30, scale, N) for scale in (0.1, 0.15, 0.2, 1.0, 10.0)],
     *[lissa(300, 2 * SCALE, batch) for batch in (5, 20, 50)],
     *along("Arnoldi", "pydvl", "ArnoldiInfluence", "rank", (10, 20, 50, 100), use_woodbury=True),
-    *along("conjugate gradients", "dattri", "IFAttributorCG", "max_iter", (2, 4, 8, 16, 32, 128)),
+    *along("conjugate gradients", "dattri", "IFAttributorCG", "max_iter",
+           (*range(2, 9), 16, 32, 128)),
     *[Case("LiSSA", "dattri", {"kind": "IFAttributorLiSSA", "scaling": s, "batch_size": b,
                                "recursion_depth": k})
       for s, b, k in ((0.7, 50, 300), (0.7, 20, 300), (0.1, 50, 300))],
     *[Case("EK-FAC", "kronfluence", {"strategy": s}) for s in ("kfac", "diagonal", "identity")],
     Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator", "fisher_type": "type-2"}),
-    Case("Arnoldi", "captum", {"kind": "ArnoldiInfluenceFunction", "projection_dim": 150}),
+    *[Case("Arnoldi", "captum",
+           {"kind": "ArnoldiInfluenceFunction", "projection_dim": 150, "arnoldi_tol": tol})
+      for tol in (1e-1, 1e-3)],
+    *[Case("LSMR", "curvlinops",
+           {"kind": "LSMRInverseLinearOperator", "atol": 0, "btol": 0, "maxiter": k})
+      for k in (4, 8, 16)],
     Case("conjugate gradients", "curvlinops",
          {"kind": "CGInverseLinearOperator", "tolerance": 1e-6, "max_iter": 64}),
     *[Case("LiSSA", "curvlinops",
@@ -183,7 +198,7 @@ FEW = [
 def cases(network: Network) -> list[Case]:
     """The cases of a network, in the order in which they are measured."""
     if not network.width:
-        return [*DEFAULTS, *CORRECTED, *CG, *NYSTROM, *DIRECT, lissa(300, 1.0, N),
+        return [*DEFAULTS, *CORRECTED, *CG, *NYSTROM, *DIRECT, *TRACIN, *TRAK, lissa(300, 1.0, N),
                 lissa(300, 1.0, 50),
                 *along("Arnoldi", "pydvl", "ArnoldiInfluence", "rank", (50,), use_woodbury=True),
                 *along("conjugate gradients", "dattri", "IFAttributorCG", "max_iter", (32,)),
@@ -191,14 +206,43 @@ def cases(network: Network) -> list[Case]:
                 Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator",
                                               "fisher_type": "type-2"})]  # fmt: skip
     if network.width >= 10_000:
-        return [*CG[2:], *NYSTROM[1:5:2], lissa(300, SCALE, N), DEFAULTS[0]]
+        return [*CG[3:9], *NYSTROM[1:5:2], lissa(300, SCALE, N), DEFAULTS[0]]
     if network.width < 100:
         return [*DEFAULTS, *DIRECT, *TRAK[:2]]
     if network.lam < 1:
         return [*FEW, *[c for c in DEFAULTS if c.solver == "kronfluence"]]
     if network != MAIN:
         return [*FEW, *[c for c in DEFAULTS if c.solver in ("kronfluence", "curvlinops")]]
-    return [*SWEEPS, *DAMPING, *BATCH, *CORRECTED[:3], *TRAK, *DEFAULTS]
+    return [*SWEEPS, *DAMPING, *BATCH, *CORRECTED[:3], *TRACIN, *TRAK, *DEFAULTS]
+
+
+def theory(case: Case, values: np.ndarray | None, lam: float) -> float | None:
+    """What theory says of the error of a case of pyDVL, from the eigenvalues of K, falling.
+
+    Conjugate gradients: 2 qᵏ, q = (√κ − 1)/(√κ + 1), κ = (λ₁ + λ)/λ, in the norm of H + λI. LiSSA
+    with all points: its largest factor to the power of its steps. Rank p: λ_p+1/(λ_p+1 + λ). With
+    another damping it is the factor that the leverages predict, tr s s'/tr s².
+
+    >>> values = np.array([3.0, 1.0])
+    >>> theory(Case("conjugate gradients", "pydvl", {"maxiter": 2}), values, lam=1.0)  # κ = 4
+    0.2222222222222222
+    >>> theory(Case("Nyström", "pydvl", {"rank": 1}), values, lam=1.0)
+    0.5
+    """
+    if case.solver != "pydvl" or values is None:
+        return None
+    n, knobs, s = len(values), case.knobs, values / (values + lam)
+    if case.about == "damping":
+        return float((s * values / (values + n * knobs["damping"])).sum() / (s * s).sum())
+    if "rank" in knobs:
+        return float(s[knobs["rank"]]) if knobs["rank"] < n else None
+    if "maxiter" in knobs and case.method == "conjugate gradients" and not case.about:
+        root = float((values[0] + lam) / lam) ** 0.5
+        return 2 * ((root - 1) / (root + 1)) ** knobs["maxiter"]
+    if "maxiter" in knobs and case.method == "LiSSA" and knobs["batch"] == n:
+        left = max(abs(1 - (x + lam) / (knobs["scale"] * n)) for x in (values[0], 0.0))
+        return float(left ** knobs["maxiter"])
+    return None
 
 
 def turn(case: Case) -> tuple[bool, int]:

@@ -6,6 +6,7 @@ the actual influence by retraining. So what reads it needs NumPy alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import process_time
@@ -25,13 +26,14 @@ from lib import data
 from lib.ihvp import ihvp
 from lib.influence import Influence
 from lib.losses import Softmax, Squared
+from lib.module import empirical_ntk
 from lib.network import initialise
 from lib.newton import newton
 from lib.problem import Problem
 from lib.torch_influence import influence
 
 AWAY = 1e-4  # distance to which pre-activations are moved off their kinks
-CHECKPOINTS = (1, 10, 100)  # steps of descent after which TracIn looks
+CHECKPOINTS = (1, 3, 10, 30, 100, 300)  # steps of descent after which TracIn looks
 
 
 class TwoLayer(nn.Module):
@@ -102,9 +104,14 @@ def two_layer(network: Network) -> dict:
     W = off_kinks((W0 + X.T @ (trained.C.double() * p.a[:, None]).T).T, X)
     model = TwoLayer(W.float(), a.float())
     points = (d.X, d.Y[:, None]), (d.X_te, d.Y_te[:, None])
-    steps = descend(TwoLayer(W0.T.float(), a.float()), *points[0], network.lam)
-    found = {f"checkpoint {k}": W for k, W in enumerate(steps)}
-    return found | {
+    begun, y = TwoLayer(W0.T, a).eval(), torch.as_tensor(points[0][1])
+
+    def loss():
+        pull = ((begun.hidden.weight - W0.T) ** 2).sum()
+        return 0.5 * ((begun(X) - y) ** 2).sum() + 0.5 * network.lam * pull
+
+    steps = descend(begun, loss, X, network.lam)
+    return steps | {"values": np.linalg.eigvalsh(empirical_ntk(model.double().eval(), X))[::-1]} | {
         **oracle(model, Squared(), *points, network.lam), "actual": actual, "a": a.float().numpy(),
         "hidden.weight": W.float().numpy(), "X": d.X, "Y": d.Y, "X_te": d.X_te, "Y_te": d.Y_te,
         "training": training, "retraining": retraining, "lam": network.lam, "counted": counted,
@@ -134,19 +141,16 @@ def off_kinks(W: torch.Tensor, X: torch.Tensor, away: float = AWAY) -> torch.Ten
     return W
 
 
-def descend(model: nn.Module, X, Y, lam: float) -> list[np.ndarray]:
-    """Gradient descent from the start; W after each of `CHECKPOINTS` steps of 1/(λ_max + λ)."""
-    X, Y = torch.as_tensor(X).float(), torch.as_tensor(Y).float()
-    W = model.hidden.weight
-    start, found = W.detach().clone(), []
-    rate = 1 / (float(torch.linalg.matrix_norm(X, 2)) ** 2 / 2 + lam)  # K_m is below XXᵀ/2 or so
+def descend(model: nn.Module, loss: Callable, X, lam: float) -> dict[str, np.ndarray]:
+    """Gradient descent from the start in steps of 1/(λ_max + λ); W after some, "checkpoint k"."""
+    W, found = model.hidden.weight, {}
+    rate = 1 / (float(np.linalg.eigvalsh(empirical_ntk(model, X))[-1]) + lam)
     for step in range(1, max(CHECKPOINTS) + 1):
-        loss = 0.5 * ((model(X) - Y) ** 2).sum() + 0.5 * lam * ((W - start) ** 2).sum()
-        (gradient,) = torch.autograd.grad(loss, W)
+        (gradient,) = torch.autograd.grad(loss(), W)
         with torch.no_grad():
             W -= rate * gradient
         if step in CHECKPOINTS:
-            found.append(W.detach().numpy().copy())
+            found[f"checkpoint {len(found)}"] = W.detach().float().numpy().copy()
     return found
 
 
@@ -166,7 +170,8 @@ def softmax(network: Network) -> dict:
     classes = d.Y.shape[1]
     X, X_te = (torch.as_tensor(x) for x in (d.X, d.X_te))
     own, own_te = (torch.as_tensor(y.argmax(axis=1)) for y in (d.Y, d.Y_te))
-    model = small(d.X.shape[1], classes, network.seed)
+    begun, model = (small(d.X.shape[1], classes, network.seed) for _ in range(2))
+    steps = descend(begun.eval(), lambda: objective(begun, X, own, network.lam), X, network.lam)
     began = process_time()
     minimise(model, X, own, network.lam)
     training = process_time() - began
@@ -189,7 +194,7 @@ def softmax(network: Network) -> dict:
     found = oracle(model, Softmax(), (d.X, d.Y), (d.X_te, d.Y_te), network.lam)
     found |= {"gauss-newton": found["ihvp"], "ihvp": full, "actual": np.array(actual)}
     found |= {k: v.float().numpy() for k, v in state.items()}
-    return found | {"X": d.X, "Y": own.numpy(), "X_te": d.X_te, "Y_te": own_te.numpy(),
+    return steps | found | {"X": d.X, "Y": own.numpy(), "X_te": d.X_te, "Y_te": own_te.numpy(),
                     "training": training, "retraining": retraining, "lam": network.lam}  # fmt: skip
 
 

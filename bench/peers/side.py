@@ -16,7 +16,7 @@ import tempfile
 import types
 import warnings
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import process_time
 
@@ -107,7 +107,7 @@ def neural_tangents(z):
 
 
 def gpytorch(z):
-    """Leave-one-out residuals of GPyTorch: those of its leave-one-out pseudo-likelihood."""
+    """Leave-one-out residuals by GPyTorch's linear algebra, as in its leave-one-out likelihood."""
     import torch
     from linear_operator import settings
     from linear_operator.operators import DenseLinearOperator
@@ -117,9 +117,9 @@ def gpytorch(z):
 
     def call():
         with settings.fast_computations(False, False, False), torch.no_grad():
-            L = DenseLinearOperator(K).add_diagonal(torch.tensor(lam).double()).cholesky()
-            inverse = L._cholesky_solve(torch.eye(len(K), dtype=K.dtype))
-            return -(L._cholesky_solve(Y[:, None])[:, 0] / inverse.diagonal())
+            A = DenseLinearOperator(K).add_diagonal(torch.tensor(lam).double())
+            found = A.solve(torch.cat([Y[:, None], torch.eye(len(K), dtype=K.dtype)], 1))
+            return -found[:, 0] / found[:, 1:].diagonal()
 
     return fastest(call)
 
@@ -187,7 +187,10 @@ def cleanlab(z):
 
     def call():
         found = CleanLearning(
-            LogisticRegression(max_iter=1000), seed=0, find_label_issues_kwargs={"n_jobs": 1}
+            LogisticRegression(max_iter=1000),
+            seed=0,
+            cv_n_folds=int(z["folds"]),
+            find_label_issues_kwargs={"n_jobs": 1},
         ).find_label_issues(z["X"], z["labels"])
         return -found["label_quality"].to_numpy()
 
@@ -196,6 +199,14 @@ def cleanlab(z):
 
 PACKAGES = {"neural_tangents": "neural-tangents", "gradient_flow": "neural-tangents",
             "gpytorch": "gpytorch", "dattri": "dattri", "cleanlab": "cleanlab"}  # fmt: skip
+UNDER = ("numpy", "scipy", "torch", "jax", "scikit-learn")  # what they run on
+
+
+def installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def main() -> None:
@@ -204,6 +215,7 @@ def main() -> None:
         name = asked["task"]
         package = PACKAGES[name]
         found = {"version": f"{package} {version(package)}", "outcome": "ok"}
+        found["versions"] = " ".join(f"{name} {version(name)}" for name in UNDER if installed(name))
         try:
             result, cost = globals()[name](np.load(asked["inputs"]))
             np.save(asked["output"], result)

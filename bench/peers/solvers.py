@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,10 @@ class Module(nn.Module):
 
 @dataclass
 class Case:
-    """A trained network with its data, as torch has them, and the seed of what is random."""
+    """A trained network with its data, as torch has them, and the seed of what is random.
+
+    `used` is what a method was given as damping, in the unit of its library, and as batch.
+    """
 
     module: Module
     X: torch.Tensor
@@ -46,6 +49,7 @@ class Case:
     lam: float
     seed: int
     checkpoints: list[torch.Tensor]
+    used: dict = field(default_factory=dict)
 
     @classmethod
     def load(cls, file: str | Path, seed: int = 0) -> Case:
@@ -91,9 +95,9 @@ def pydvl(case: Case, kind: str, batch: int = 0, damping: float | None = None,
     """
     from pydvl.influence import torch as models
 
-    logging.getLogger("pydvl").setLevel(logging.ERROR)
     n = len(case)
     damping = case.lam / n if damping is None else damping
+    case.used |= {"damping": damping, "batch": batch or n}
     if kind == "EkfacInfluence":
         model = models.EkfacInfluence(case.module, hessian_regularization=damping, **knobs)
         if moved:
@@ -155,6 +159,7 @@ def kronfluence(case: Case, strategy: str = "ekfac", damping: float | str | None
     model = prepare_model(case.module, task)
     data, data_te = TensorDataset(case.X, case.Y), TensorDataset(case.X_te, case.Y_te)
     damping = case.lam / n if damping is None else None if damping == "heuristic" else damping
+    case.used |= {"damping": damping, "batch": batch or n}
     with tempfile.TemporaryDirectory() as folder:
         analyzer = Analyzer("a", model, task, cpu=True, output_dir=folder, disable_tqdm=True)
         analyzer.fit_all_factors(
@@ -209,43 +214,62 @@ def dattri(case: Case, kind: str, batch: int = 0, damping: float | None = None,
     if kind == "IFAttributorLiSSA":  # it subtracts damping times the vector, beside H / scaling
         damping /= knobs.get("scaling", 50.0)
         knobs["batch_size"] = knobs.get("batch_size", 1)
+    case.used |= {"damping": damping, "batch": knobs.get("batch_size", batch or n)}
     attributor = getattr(attributors, kind)(dattri_task(case), **{name: damping}, **knobs)
     attributor.cache(case.train(batch or n))
     return attributor.attribute(case.train(n), case.test()).detach().numpy() / n
 
 
-def dattri_tracin(case: Case, kind: str):
-    """Gradient products at the end, or along training with equal weights."""
+def along(case: Case, checkpoints: int | None) -> list[dict]:
+    """The state at the end after those at the last of the checkpoints, or at all."""
+    end = case.module.state_dict()
+    first = 0 if checkpoints is None else len(case.checkpoints) - checkpoints
+    return [{**end, "hidden.weight": W} for W in case.checkpoints[first:]] + [end]
+
+
+def dattri_tracin(
+    case: Case, kind: str, checkpoints: int | None = None, proj_dim: int | None = 512
+):
+    """Gradient products at the end, or along training with equal weights.
+
+    dattri 0.3.0 projects gradients to 512 dimensions where nothing is said; None takes them whole.
+    """
     from dattri.algorithm.tracin import TracInAttributor
 
-    states = [case.module.state_dict()]
-    if kind == "TracIn":
-        states = [{**states[0], "hidden.weight": W} for W in case.checkpoints] + states
+    states = along(case, checkpoints if kind == "TracIn" else 0)
+    case.used |= {"batch": len(case)}
     attributor = TracInAttributor(
         dattri_task(case, checkpoints=states), torch.ones(len(states)),
-        normalized_grad=kind == "gradient cosine",
+        normalized_grad=kind == "gradient cosine", projector_kwargs={"proj_dim": proj_dim},
     )  # fmt: skip
+    if proj_dim is None:
+        attributor.projector_kwargs = None
     return attributor.attribute(case.train(len(case)), case.test()).detach().numpy()
 
 
 def dattri_trak(case: Case, proj_dim: int = 512, damping: float | None = None):
-    """TRAK on the output of the network, times the residual of the test point."""
+    """TRAK on the output of the network, of classes the margin, times `residual`."""
     from dattri.algorithm.trak import TRAKAttributor
 
     def output(params, data):
-        x, _ = data
-        return functional_call(case.module, params, x[None]).sum()
+        f = functional_call(case.module, params, data[0][None])
+        if case.squared:
+            return f.sum()
+        others = f.masked_fill(torch.arange(f.shape[1]) == data[1], -torch.inf)
+        return f[0].gather(0, data[1][None])[0] - others.logsumexp(dim=1)[0]
 
     def one_less_residual(params, data):
         x, y = data
-        return 1 - (functional_call(case.module, params, x[None])[0] - y)
+        f = functional_call(case.module, params, x[None])[0]
+        return 1 - (f - y) if case.squared else f.softmax(dim=0).gather(0, y[None])
 
     size = case.module.hidden.weight.numel()
-    scale = 1 / size  # gradients are divided by √p
+    damping = case.lam / size if damping is None else damping  # gradients are divided by √p
+    case.used |= {"damping": damping, "batch": len(case)}
     attributor = TRAKAttributor(
         dattri_task(case, output), one_less_residual,
         projector_kwargs={"proj_dim": proj_dim, "proj_seed": case.seed, "device": "cpu"},
-        regularization=case.lam * scale if damping is None else damping,
+        regularization=damping,
     )  # fmt: skip
     attributor.cache(case.train(len(case)))
     scores = attributor.attribute(case.test()).detach().numpy()
@@ -253,15 +277,22 @@ def dattri_trak(case: Case, proj_dim: int = 512, damping: float | None = None):
 
 
 def residual(case: Case) -> np.ndarray:
+    """What makes scores of outputs those of test losses: f − y, or 1 − p of the own class."""
     with torch.no_grad():
-        return (case.module(case.X_te) - case.Y_te)[:, 0].numpy()
+        f = case.module(case.X_te)
+    if case.squared:
+        return (f - case.Y_te)[:, 0].numpy()
+    return 1 - f.softmax(dim=1)[range(len(f)), case.Y_te].numpy()
 
 
 # --- TRAK -----------------------------------------------------------------------------------------
 
 
 def trak(case: Case, proj_dim: int = 2048, damping: float | None = None, half: bool = True):
-    """TRAKer with the output of the network, times the residual of the test point."""
+    """TRAKer with the output of the network, times `residual`.
+
+    For classes it is its own "image_classification", whose output is the margin.
+    """
     from trak import TRAKer
     from trak.modelout_functions import AbstractModelOutput
 
@@ -279,11 +310,12 @@ def trak(case: Case, proj_dim: int = 2048, damping: float | None = None, half: b
 
     n, size = len(case), case.module.hidden.weight.numel()
     damping = case.lam * proj_dim / size if damping is None else damping
+    case.used |= {"damping": damping, "batch": n}
     with tempfile.TemporaryDirectory() as folder:
         traker = TRAKer(
-            case.module, Output(), n, save_dir=folder, device="cpu", proj_dim=proj_dim,
-            use_half_precision=half, lambda_reg=damping, projector_seed=case.seed,
-            logging_level=logging.ERROR,
+            case.module, Output() if case.squared else "image_classification", n,
+            save_dir=folder, device="cpu", proj_dim=proj_dim, use_half_precision=half,
+            lambda_reg=damping, projector_seed=case.seed, logging_level=logging.WARNING,
         )  # fmt: skip
         traker.load_checkpoint(case.module.state_dict(), model_id=0)
         traker.featurize(batch=(case.X, case.Y), num_samples=n)
@@ -304,6 +336,7 @@ def captum(case: Case, kind: str, damping: float | None = None, **knobs):
 
     half = 2.0 if case.squared else 1.0
     damping = half * case.lam if damping is None else damping
+    case.used |= {"damping": damping, "batch": 20}
     loss = nn.MSELoss(reduction="none") if case.squared else nn.CrossEntropyLoss(reduction="none")
     where = influence_function if kind == "NaiveInfluenceFunction" else arnoldi_influence_function
     with tempfile.NamedTemporaryFile(suffix=".pt") as file:
@@ -316,13 +349,13 @@ def captum(case: Case, kind: str, damping: float | None = None, **knobs):
     return scores.detach().numpy().T / half
 
 
-def captum_tracin(case: Case):
+def captum_tracin(case: Case, checkpoints: int | None = None):
     """TracInCP over the checkpoints of gradient descent and the end."""
     from captum.influence import TracInCP
 
     loss = nn.MSELoss(reduction="sum") if case.squared else nn.CrossEntropyLoss(reduction="sum")
-    states = [case.module.state_dict()]
-    states = [{**states[0], "hidden.weight": W} for W in case.checkpoints] + states
+    states = along(case, checkpoints)
+    case.used |= {"batch": 20}
 
     def load(module, path):
         module.load_state_dict(torch.load(path))
@@ -364,6 +397,7 @@ def curvlinops(case: Case, kind: str, damping: float | None = None, batch: int =
 
     n, half = len(case), 0.5 if case.squared else 1.0
     damping = case.lam if damping is None else damping
+    case.used |= {"damping": damping, "batch": batch or n}
     loss = nn.MSELoss(reduction="sum") if case.squared else nn.CrossEntropyLoss(reduction="sum")
     parameters, data = list(case.module.parameters()), list(case.train(batch or n))
     g, g_te = gradients(case, case.X, case.Y), gradients(case, case.X_te, case.Y_te)
