@@ -12,6 +12,7 @@ from lib.module import (
     Function,
     directions,
     empirical_ntk,
+    kernels,
     kinks,
     on_kink,
     outputs,
@@ -75,10 +76,23 @@ def test_empirical_kernel_is_that_of_explicit_jacobians(c, memory):
     np.testing.assert_allclose(
         empirical_ntk(net, X, X2, memory=memory), k.reshape(7 * c, -1), **tolerance
     )
+    f = Function(net)
+    both = kernels(f, f.points("X", X), f.points("X2", X2), memory=memory)
+    np.testing.assert_allclose(both, np.hstack([K, k.reshape(7 * c, -1)]), **tolerance)
     trace = empirical_ntk(net, X, X2, trace=True, memory=memory)
     np.testing.assert_allclose(trace, np.trace(k, axis1=1, axis2=3), **tolerance)
     if c > 1:  # control: outputs before points
         assert np.abs(expected.transpose(1, 0, 3, 2).reshape(K.shape) - K).max() > 0.01 * K.max()
+
+
+def test_kernels_of_both_sets_take_each_jacobian_once(monkeypatch):
+    sizes, call = [], Function.jacobians
+    monkeypatch.setattr(
+        Function, "jacobians", lambda self, X: sizes.append(len(X)) or call(self, X)
+    )
+    f = Function(convolutional())
+    kernels(f, f.points("X", points()), f.points("X2", points(4, 1)))
+    assert sizes == [7, 4]
 
 
 @pytest.mark.parametrize("memory", [6e5, 2e5, 1])

@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +278,67 @@ def test_last_column_goes_where_a_bias_is_looked_for_and_comes_back():
         [0, 1, 3, 4, 2, 5]
     ]  # rows (0, 1) and (3, 4), then the column (2, 5)
     assert found["hidden"].tolist() == [[0, 2, 4, 6, 8, 10]]
+
+
+def test_theory_by_hand():
+    values, of = np.array([3.0, 1.0]), "pydvl"
+    case = plan.Case("LiSSA", of, {"maxiter": 2, "scale": 2.0, "batch": 2})  # σ = 4, least 1 − 1/4
+    assert plan.theory(case, values, 1.0) == pytest.approx(0.75**2)
+    below = plan.Case("LiSSA", of, {"maxiter": 1, "scale": 0.5, "batch": 2})  # σ = 1, and 1 − 4
+    assert plan.theory(below, values, 1.0) == pytest.approx(3.0)
+    # s = (3/4, 1/2), and s' = (3/5, 1/3) with a ridge of 2, which is n times a damping of 1
+    damped = plan.Case("conjugate gradients", of, {"damping": 1.0, "maxiter": 3}, about="damping")
+    wanted = (0.75 * 0.6 + 0.5 / 3) / (0.75**2 + 0.5**2)
+    assert plan.theory(damped, values, 1.0) == pytest.approx(wanted)
+    batches = {"maxiter": 2, "scale": 2.0, "batch": 1}
+    for name, solver, knobs in (
+        ("LiSSA", of, batches), ("Nyström", of, {"rank": 2}), ("EK-FAC", "kronfluence", {}),
+    ):  # fmt: skip
+        none = plan.Case(name, solver, knobs)
+        assert plan.theory(none, values, 1.0) is None
+    assert plan.theory(case, None, 1.0) is None
+
+
+def test_tracin_takes_the_last_checkpoints_and_the_end(file):
+    one = solvers.Case.load(file)
+    assert len(one.checkpoints) == len(prepare.CHECKPOINTS)
+    first = np.load(file)["checkpoint 0"]
+    end = one.module.hidden.weight.detach().numpy()
+    assert np.abs(end - first).max() > 1e-3
+    seen = [state["hidden.weight"].numpy() for state in solvers.along(one, 2)]
+    assert len(seen) == 3 and np.array_equal(seen[0], one.checkpoints[-2])
+    assert np.array_equal(seen[-1], end) and len(solvers.along(one, 0)) == 1
+    assert np.array_equal(solvers.along(one, None)[0]["hidden.weight"], first)
+
+
+def test_checkpoints_are_those_of_gradient_descent(file):
+    """By hand: two rates of the first step tell the gradient at the start."""
+    one, z = solvers.Case.load(file), np.load(file)
+    W0, a = prepare.initialise(z["X"].shape[1], SMALL.width, SMALL.kappa, SMALL.seed)
+    X, Y, s = z["X"], z["Y"], a / SMALL.width**0.5
+    on = (X @ W0 > 0) * s
+    r = np.maximum(X @ W0, 0) @ s - Y
+    K = (on @ on.T) * (X @ X.T)
+    rate = 1 / (np.linalg.eigvalsh(K)[-1] + SMALL.lam)
+    wanted = W0.T - rate * (on * r[:, None]).T @ X
+    assert np.abs(z["checkpoint 0"] - wanted).max() < 1e-5
+    assert len(one.checkpoints) == 6
+
+
+def test_what_a_library_says_comes_into_the_row(monkeypatch, capsys, file):
+    monkeypatch.setattr(solvers.Case, "file", file, raising=False)
+
+    def talks(one):
+        one.used |= {"damping": 0.25, "batch": 7}
+        for _ in range(2):
+            warnings.warn("no convergence", stacklevel=1)
+        warnings.warn("use another name", DeprecationWarning, stacklevel=1)
+        logging.getLogger("library").warning("step %d", 3)
+        return np.load(one.file)["ihvp"]
+
+    found = ask(monkeypatch, capsys, file, talks)
+    assert found["said"] == "no convergence | step 3"
+    assert found["damping"] == 0.25 and found["batch"] == 7
 
 
 def rows_of(network, **rest):
