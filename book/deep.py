@@ -279,7 +279,7 @@ def estimates(run: Run) -> tuple[dict, dict]:
         ways = {"full": None}
         if case.activation == "relu":
             ways["held"] = kinks(run.net, X)
-            if case.ridge == 1:
+            if case.page == "kinks":
                 ways["random"] = at_random(run, len(ways["held"]))
         for name, hold in ways.items():
             try:
@@ -427,7 +427,11 @@ def tables(done: dict, records: Path) -> None:
     """Write lazy.csv, kinks.csv and kinks-points.csv."""
     rows, points = [], []
     for one in done.values():
-        rows.append(one["row"] | one["source"])
+        row = dict(one["row"])
+        if one["points"]:  # control: the error of IHVP over the leverage of another λ
+            found = pd.DataFrame(one["points"])
+            row["error / h, 3λ"] = (found["error, ihvp"] / found["h, 3λ"]).median()
+        rows.append(row | one["source"])
         points += [
             {k: one["row"][k] for k in NAMED} | point | one["source"]
             for point in one["points"] if one["row"]["page"] != "lazy"
