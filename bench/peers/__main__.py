@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from time import monotonic
 
@@ -79,9 +80,8 @@ def solvers(networks, work: Path, python: str, limit: float):
                     print(f"{network.name} is left out: {str(error).splitlines()[0]}", flush=True)
                     continue
                 prepare(network, work)
-            if (network.name, "dual", "lib", "") not in done:
-                for row in exact(file):
-                    journal.append(about(network, file) | row | provenance())
+            if network.width and (network.name, "dual", "lib.ihvp", "") not in done:
+                journal.append(about(network, file) | counted(file) | provenance())
             todo = [
                 case for case in plan.cases(network)
                 if (network.name, case.method, case.solver, words(case.knobs)) not in done
@@ -97,7 +97,8 @@ def solvers(networks, work: Path, python: str, limit: float):
             with tqdm(total=len(todo), desc=network.name) as bar:
                 for turn in dict.fromkeys(plan.turn(case) for case in todo):
                     of = [k for k, case in enumerate(todo) if plan.turn(case) == turn]
-                    answers = ask(python, [asked[k] for k in of])
+                    own = todo[of[0]].solver == "lib"
+                    answers = ask(sys.executable if own else python, [asked[k] for k in of])
                     for k, found in zip(of, answers, strict=False):
                         case = todo[k]
                         journal.append(about(network, file) | {
@@ -105,6 +106,7 @@ def solvers(networks, work: Path, python: str, limit: float):
                             "knobs": words(case.knobs), "default": case.default,
                             "unit": case.unit, "about": case.about, **found, **provenance(),
                             "theory": plan.theory(case, values, network.lam),
+                            **({"library": "this library", "version": ""} if own else {}),
                         })  # fmt: skip
                         bar.update()
                         if monotonic() > limit:
@@ -119,31 +121,28 @@ def solvers(networks, work: Path, python: str, limit: float):
 
 def about(network: plan.Network, file: Path) -> dict:
     """The start of a row: what network it is of."""
-    z = np.load(file)
+    z, size = np.load(file), np.linalg.norm
     return {
         "network": network.name, "data": network.source, "loss": "squared" if network.width
         else "softmax", "width": network.width or plan.HIDDEN,
         "n": len(z["X"]), "t": len(z["X_te"]), "outputs": 1 if network.width else z["a"].shape[1],
         "parameters": z["hidden.weight"].size, "lam": network.lam, "seed": network.seed,
         "leverage": float(z["h"].mean()),
+        "error rescaled": float(size(z["rescaled"] - z["actual"]) / size(z["actual"])),
     }  # fmt: skip
 
 
-def exact(file: Path) -> list[dict]:
-    """The rows of the dual solution itself: for any module, and counted for the network of Eq 1."""
+def counted(file: Path) -> dict:
+    """The row of the dual solution for the network of Eq 1, from what its training has counted."""
     from bench.peers.case import errors
 
     z = np.load(file)
-    row = {"default": True, "unit": True, "about": "", "library": "this library", "version": "",
-           "outcome": "ok", "retraining": float(z["retraining"])}  # fmt: skip
-    names = {"dual": "gauss-newton" if "gauss-newton" in z else "ihvp", "counted": "counted"}
-    return [
-        row | {"method": "dual", "solver": solver, "knobs": ""}
-        | errors(z[names[kind]], z["ihvp"], z["actual"])
-        | {"seconds": float(z[f"{kind} seconds"]), "memory": float(z[f"{kind} memory"])}
-        for kind, solver in (("dual", "lib"), ("counted", "lib.ihvp"))
-        if f"{kind} seconds" in z
-    ]  # fmt: skip
+    row = {"method": "dual", "solver": "lib.ihvp", "knobs": "", "default": True, "unit": True,
+           "about": "", "library": "this library", "version": "", "outcome": "ok"}  # fmt: skip
+    return row | errors(z["counted"], z["ihvp"], z["actual"]) | {
+        "seconds": float(z["counted seconds"]), "memory": float(z["counted memory"]),
+        "damping": float(z["lam"]), "retraining": float(z["retraining"]),
+    }  # fmt: skip
 
 
 def dated(rows: list[dict]) -> list[dict]:

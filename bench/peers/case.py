@@ -119,7 +119,19 @@ def measure(asked: dict, pipe) -> None:
     pipe.send(found)
 
 
+REPEAT, QUICK = 3, 5  # runs of a case that takes less than so many seconds
+
+
 def answer(asked: dict) -> dict:
+    """The result of a case, each run in a process of its own, with the seconds of the fastest."""
+    found = run(asked)
+    times = [found.get("seconds")]
+    while found["outcome"] == "ok" and times[0] < QUICK and len(times) < REPEAT:
+        times.append(run(asked).get("seconds") or asked["seconds"])
+    return found | {"seconds": min(times)}
+
+
+def run(asked: dict) -> dict:
     """The result of a case, which a process of its own measures."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.Process(target=measure, args=(asked, theirs))

@@ -15,8 +15,8 @@ import numpy as np
 N, T = 200, 10  # training and test points: all 200 are removed, and estimated on all 10
 HIDDEN = 24  # units of the softmax network
 SECONDS, MEMORY = 60, 6e9  # processor seconds and bytes that a case may take
-ORDER = ("pydvl", "curvlinops", "kronfluence", "dattri_tracin", "dattri", "captum_similarity",
-         "captum_tracin", "captum", "dattri_trak", "trak")  # fmt: skip
+ORDER = ("lib", "pydvl", "curvlinops", "kronfluence", "dattri_tracin", "dattri",
+         "captum_similarity", "captum_tracin", "captum", "dattri_trak", "trak")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,18 @@ def along(method: str, solver: str, kind: str, name: str, values, **rest) -> lis
     return [Case(method, solver, {"kind": kind, name: value, **rest}) for value in values]
 
 
+DUAL = Case("dual", "lib", {"memory": MEMORY}, default=True)
 CG = along("conjugate gradients", "pydvl", "CgInfluence", "maxiter", (*range(1, 9), 16, 32),
            rtol=1e-10, solve_simultaneously=True)  # fmt: skip
+PLAIN = along("conjugate gradients", "pydvl", "CgInfluence", "maxiter", (2, 4, 8, 16, 32),
+              rtol=1e-10)  # fmt: skip
+OTHERS = [  # conjugate gradients of the others, at their defaults and further steps
+    Case("conjugate gradients", "dattri", {"kind": "IFAttributorCG"}, default=True),
+    *along("conjugate gradients", "dattri", "IFAttributorCG", "max_iter", (4, 6, 8, 16)),
+    Case("conjugate gradients", "curvlinops", {"kind": "CGInverseLinearOperator"}, default=True),
+    Case("conjugate gradients", "curvlinops",
+         {"kind": "CGInverseLinearOperator", "tolerance": 1e-2}),
+]  # fmt: skip
 NYSTROM = along("Nyström", "pydvl", "NystroemSketchInfluence", "rank", (5, 10, 20, 50, 100, 199))
 SCALE = 0.35  # above (λ_max + λ)/n, about 0.32 with 200 images of the digits 3 and 8
 
@@ -126,11 +136,12 @@ TRACIN = [
 TRAK = [  # for squared loss the model output is that of the network
     Case("TRAK", "trak", {"damping": 0.0}, default=True, unit=False),
     Case("TRAK", "dattri_trak", {"damping": 0.0}, default=True, unit=False),
+    Case("TRAK", "dattri_trak", {"proj_dim": 64, "damping": 0.0}, unit=False),  # below n
     *[Case("TRAK", "trak", {"proj_dim": k, "half": False}, unit=False) for k in (128, 512, 2048)],
     *[Case("TRAK", "dattri_trak", {"proj_dim": k}, unit=False) for k in (128, 512, 2048)],
 ]
 SWEEPS = [
-    *CG, *NYSTROM,
+    *CG, *PLAIN, *NYSTROM,
     *[lissa(k, SCALE, N) for k in (10, 30, 100, 300)],
     *[lissa(30, scale, N) for scale in (0.1, 0.15, 0.2, 1.0, 10.0)],
     *[lissa(300, 2 * SCALE, batch) for batch in (5, 20, 50)],
@@ -140,7 +151,8 @@ SWEEPS = [
     *[Case("LiSSA", "dattri", {"kind": "IFAttributorLiSSA", "scaling": s, "batch_size": b,
                                "recursion_depth": k})
       for s, b, k in ((0.7, 50, 300), (0.7, 20, 300), (0.1, 50, 300))],
-    *[Case("EK-FAC", "kronfluence", {"strategy": s}) for s in ("kfac", "diagonal", "identity")],
+    *[Case(method, "kronfluence", {"strategy": s}) for method, s in
+      (("K-FAC", "kfac"), ("diagonal Fisher", "diagonal"), ("identity", "identity"))],
     Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator", "fisher_type": "type-2"}),
     *[Case("Arnoldi", "captum",
            {"kind": "ArnoldiInfluenceFunction", "projection_dim": 150, "arnoldi_tol": tol})
@@ -172,12 +184,12 @@ CORRECTED = [  # what a library gives once its mistake is put right, and another
     Case("EK-FAC", "kronfluence", {"empirical": True}, about="corrected"),
     Case("harmonic mean", "pydvl", {"kind": "InverseHarmonicMeanInfluence", "batch": 1},
          about="corrected"),
-    Case("EK-FAC", "pydvl", {"kind": "EkfacInfluence", "update_diagonal": True, "moved": True},
-         about="corrected"),
+    *[Case("EK-FAC", "pydvl", {"kind": "EkfacInfluence", "update_diagonal": True} | mended,
+           about="corrected")
+      for mended in ({"moved": True, "sampled": True}, {"moved": True}, {"sampled": True})],
 ]  # fmt: skip
 BATCH = [
-    *[Case("conjugate gradients", "pydvl",
-           {"kind": "CgInfluence", "maxiter": 32, "rtol": 1e-10, "batch": b}, about="batch")
+    *[Case("conjugate gradients", "pydvl", {"kind": "CgInfluence", "batch": b}, about="batch")
       for b in (64, 50)],
     *[Case("conjugate gradients", "dattri", {"kind": "IFAttributorCG", "max_iter": 16, "batch": b},
            about="batch") for b in (100, 50)],
@@ -198,22 +210,21 @@ FEW = [
 def cases(network: Network) -> list[Case]:
     """The cases of a network, in the order in which they are measured."""
     if not network.width:
-        return [*DEFAULTS, *CORRECTED, *CG, *NYSTROM, *DIRECT, *TRACIN, *TRAK, lissa(300, 1.0, N),
-                lissa(300, 1.0, 50),
+        return [DUAL, *DEFAULTS, *CORRECTED, *CG, *NYSTROM, *DIRECT, *TRACIN, *TRAK,
+                lissa(300, 1.0, N), lissa(300, 1.0, 50),
                 *along("Arnoldi", "pydvl", "ArnoldiInfluence", "rank", (50,), use_woodbury=True),
                 *along("conjugate gradients", "dattri", "IFAttributorCG", "max_iter", (32,)),
                 Case("EK-FAC", "pydvl", {"kind": "EkfacInfluence", "update_diagonal": True}),
                 Case("EK-FAC", "curvlinops", {"kind": "EKFACLinearOperator",
                                               "fisher_type": "type-2"})]  # fmt: skip
     if network.width >= 10_000:
-        return [*CG[3:9], *NYSTROM[1:5:2], lissa(300, SCALE, N), DEFAULTS[0]]
+        return [DUAL, *CG[3:9], *OTHERS, *NYSTROM[1:5:2], lissa(300, SCALE, N), DEFAULTS[0]]
     if network.width < 100:
-        return [*DEFAULTS, *DIRECT, *TRAK[:2]]
-    if network.lam < 1:
-        return [*FEW, *[c for c in DEFAULTS if c.solver == "kronfluence"]]
+        return [DUAL, *DEFAULTS, *DIRECT, *TRAK[:2]]
     if network != MAIN:
-        return [*FEW, *[c for c in DEFAULTS if c.solver in ("kronfluence", "curvlinops")]]
-    return [*SWEEPS, *DAMPING, *BATCH, *CORRECTED[:3], *TRACIN, *TRAK, *DEFAULTS]
+        usual = [c for c in DEFAULTS if c.solver in ("kronfluence", "curvlinops")]
+        return [DUAL, *FEW, *OTHERS, *[c for c in usual if c not in OTHERS]]
+    return [DUAL, *SWEEPS, *DAMPING, *BATCH, *CORRECTED[:3], *TRACIN, *TRAK, *DEFAULTS]
 
 
 def theory(case: Case, values: np.ndarray | None, lam: float) -> float | None:

@@ -183,18 +183,25 @@ def dattri(z):
 def cleanlab(z):
     """Label quality by cleanlab's CleanLearning around a classifier of scikit-learn."""
     from cleanlab.classification import CleanLearning
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    name = str(z["kind"]).split("(")[0]
+    models = {"LogisticRegression": lambda: LogisticRegression(max_iter=1000),
+              "KNeighborsClassifier": lambda: KNeighborsClassifier(10),
+              "LinearDiscriminantAnalysis": LinearDiscriminantAnalysis}  # fmt: skip
 
     def call():
         found = CleanLearning(
-            LogisticRegression(max_iter=1000),
+            models[name](),
             seed=0,
             cv_n_folds=int(z["folds"]),
             find_label_issues_kwargs={"n_jobs": 1},
         ).find_label_issues(z["X"], z["labels"])
         return -found["label_quality"].to_numpy()
 
-    return fastest(call, repeat=1)
+    return fastest(call)
 
 
 PACKAGES = {"neural_tangents": "neural-tangents", "gradient_flow": "neural-tangents",

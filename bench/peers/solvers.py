@@ -83,21 +83,41 @@ class Case:
         return DataLoader(TensorDataset(self.X_te, self.Y_te), batch_size=len(self.X_te))
 
 
+# --- this library ---------------------------------------------------------------------------------
+
+
+def lib(case: Case, memory: float):
+    """The dual solution for any module, in float64; it needs this project, whose Python runs it."""
+    from lib.losses import Softmax, Squared
+    from lib.torch_influence import influence
+
+    points = (case.X, case.Y), (case.X_te, case.Y_te)
+    loss = Squared() if case.squared else Softmax()
+    case.used |= {"damping": case.lam, "batch": len(case)}
+    return influence(case.module.double(), loss, *points, case.lam, memory=memory).ihvp
+
+
 # --- pyDVL ----------------------------------------------------------------------------------------
 
 
 def pydvl(case: Case, kind: str, batch: int = 0, damping: float | None = None,
-          moved: bool = False, **knobs):  # fmt: skip
+          moved: bool = False, sampled: bool = False, **knobs):  # fmt: skip
     """pyDVL's influence models: fit on the training loader, then `influences`, (t, n).
 
     EK-FAC of pyDVL 0.10.0 takes the last weights of a layer for its bias, even if it has none;
-    `moved` puts the last column of the weights where it looks for a bias.
+    `moved` puts the last column of the weights where it looks for a bias. Its gradients are those
+    of Σ √p log p over classes and points, so that their squares hold products of different classes;
+    `sampled` has those of labels drawn from the model in their place.
     """
     from pydvl.influence import torch as models
 
     n = len(case)
     damping = case.lam / n if damping is None else damping
     case.used |= {"damping": damping, "batch": batch or n}
+    if sampled:
+        from pydvl.influence.torch import influence_function_model as module
+
+        module.empirical_cross_entropy_loss_fn = of_sampled_labels
     if kind == "EkfacInfluence":
         model = models.EkfacInfluence(case.module, hessian_regularization=damping, **knobs)
         if moved:
@@ -108,6 +128,12 @@ def pydvl(case: Case, kind: str, batch: int = 0, damping: float | None = None,
     model = model.fit(case.train(batch or n))
     scores = model.influences(case.X_te, case.Y_te, case.X, case.Y)
     return scores.detach().numpy().T / n
+
+
+def of_sampled_labels(f, *rest, **more):
+    """The summed cross-entropy of labels drawn from the model."""
+    labels = torch.multinomial(f.detach().softmax(dim=1), 1)[:, 0]
+    return nn.functional.cross_entropy(f, labels, reduction="sum")
 
 
 def last_column(solve, m: int):
@@ -446,6 +472,7 @@ def gradients(case: Case, X, Y) -> torch.Tensor:
 
 
 LIBRARIES = {  # of each function: the distribution, for its version, and what to import before
+    "lib": ("ntk-influence", ["lib.torch_influence"]),
     "pydvl": ("pyDVL", ["pydvl.influence.torch"]),
     "kronfluence": ("kronfluence", ["kronfluence.analyzer"]),
     "dattri": ("dattri", ["dattri.algorithm", "dattri.task"]),
