@@ -252,6 +252,21 @@ def indices(name: str, index, n: int) -> np.ndarray:
     return found
 
 
+def made(name: str, x, kind: type, remedy: str):
+    """Return `x` if it is an object of the library, of that kind."""
+    if not isinstance(x, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        what = f"{name} must be {article} {kind.__module__}.{kind.__name__}"
+        raise TypeError(f"{what}, not {_short(x)}; {remedy}")
+    return x
+
+
+def _short(x) -> str:
+    """Return a value as text on one line, or its type where that is long."""
+    text = repr(x)
+    return text if len(text) <= 60 and "\n" not in text else f"of type {type(x).__name__}"
+
+
 def several(name: str, values, of: str) -> Iterable:
     """Return `values` if one can go through them, as through a list."""
     try:

@@ -376,3 +376,12 @@ def test_version_is_that_of_the_package():
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert lib.__version__ == project["version"]
     assert f"version: {lib.__version__}" in (root / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_an_object_of_another_kind_is_named_in_a_line():
+    assert check.made("x", Path("/"), Path, "pass one") == Path("/")
+    for value, shown in (
+        (3, "3"), ("a" * 58, "'a+'"), ("a" * 59, "of type str"), (np.eye(2), "of type ndarray"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"^x must be a pathlib.Path, not {shown}; pass one$"):
+            check.made("x", value, Path, "pass one")

@@ -220,3 +220,16 @@ def test_eq_7_bad_removals(method):
         method(p, start=full, remove=[1, 2])
     with pytest.raises(ValueError, match="start belongs to another problem"):
         method(problem(), start=full)
+
+
+@pytest.mark.parametrize("method", [newton, gradient_descent])
+def test_what_is_no_problem_and_no_start_is_named(method):
+    words = "start must be a lib.problem.Trained, not 3; pass what newton or gradient_descent ret"
+    with pytest.raises(TypeError, match=words):
+        method(problem(), start=3)
+    with pytest.raises(TypeError, match="start must be .*, not 0; pass"):  # which is false
+        method(problem(), start=0)
+    with pytest.raises(TypeError, match="start must be .*, not Problem: n = 8, .*; pass"):
+        method(problem(), start=problem())
+    with pytest.raises(TypeError, match=r"problem must be a lib.problem.Problem, not 'p'; make on"):
+        method("p")
