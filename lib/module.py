@@ -55,8 +55,8 @@ def empirical_ntk(
 
 
 def kernels(
-    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool = True, *, trace: bool = False,
-    dtype: str = "float64", memory: float = 1e9,
+    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool = True, *, memory: float,
+    trace: bool = False, dtype: str = "float64",
 ) -> np.ndarray:  # fmt: skip
     """Return the rows of A in the kernel of `empirical_ntk`: with A itself, if `own`, then with B.
 
@@ -321,9 +321,17 @@ def kinks(
 def directions(
     model: nn.Module, X, chosen, *, parameters: Iterable[str] | None = None
 ) -> np.ndarray:
-    """Return ∇_θ z of chosen inputs of ReLUs, (q, p); `chosen` is (n, number of inputs)."""
+    """Return ∇_θ z of chosen inputs of ReLUs, (q, p); `chosen` is (n, number of inputs).
+
+    Raises `ValueError` for a `chosen` of another number of points.
+    """
     f, rows = Function(model, parameters), []
-    for x, one in zip(f.points("X", X), chosen, strict=True):
+    X = f.points("X", X)
+    if len(chosen) != len(X):
+        raise ValueError(
+            f"chosen has {len(chosen)} rows, but there are {len(X)} points; pass on_kink(model, X)"
+        )
+    for x, one in zip(X, chosen, strict=True):
         if one.any():
 
             def inputs(v, x=x, one=one):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import pickle
 import re
@@ -19,8 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lib import __version__, data, packed, report
 from lib import audit as module
-from lib import data, packed, report
 from lib.audit import DENSE, GRID, audit, choose, main, safe
 from lib.data import import_datasets, load, unit_rows
 from lib.kernel import ntk
@@ -590,7 +592,10 @@ def test_a_folder_may_have_any_name(tmp_path, monkeypatch, capsys):
 
 
 def test_semicolons_are_named(tmp_path):
-    for text in ("x;label\n" + "1;a\n2;b\n" * 3, "x;z;label\n" + "1,5;2,5;a\n2,5;1,5;b\n" * 3):
+    for text in (
+        "x;label\n" + "1;a\n2;b\n" * 3, "x;z;label\n" + "1,5;2,5;a\n2,5;1,5;b\n" * 3,
+        "weight, kg;label\n" + "1,5;a\n2,5;b\n" * 3,
+    ):  # fmt: skip
         (tmp_path / "a.csv").write_text(text)
         for label in (None, "label"):
             with pytest.raises(ValueError, match="seems to be separated by semicolons; save it wi"):
@@ -698,6 +703,15 @@ def test_a_sorted_column_is_a_feature(blobs, step):
     order = np.random.default_rng(0).permutation(60)
     other = audit(table.iloc[order], label="species", lam=0.5, **QUIET)
     assert other.train.X.shape[1] == 11 and not other.unused
+
+
+def test_a_long_file_is_read_as_one(tmp_path, recwarn):
+    """pandas guesses the type of a column part by part, and warns where the parts differ."""
+    head, row = ",".join(["y", *(f"x{k}" for k in range(128))]), ",1" * 127
+    rows = [f"{i % 2},{'n/k' if i == 4200 else 1}{row}" for i in range(4201)]
+    (tmp_path / "a.csv").write_text("\n".join([head, *rows]))
+    points, _ = read(tmp_path / "a.csv")
+    assert {type(x) for x in points.X.x0} == {str} and not recwarn.list
 
 
 def test_columns_that_are_no_feature_are_told_before_the_work(blobs, tmp_path, capsys, monkeypatch):
@@ -851,6 +865,9 @@ def test_test_and_clean_points_may_lack_classes(blobs, tmp_path):
     )
     kept = audit(train, test=clean, classes=["ant", "bee"], lam=0.5, **QUIET)
     assert kept.classes == ["ant", "bee"] and len(kept.tests) == few.sum()
+    two = {name: x[train["y"] != "bee"] for name, x in train.items()}
+    with pytest.raises(ValueError, match="no training point has the label 'bee' of a test or"):
+        audit(two | {"X_test": blobs["X_test"], "y_test": blobs["y_test"]}, lam=0.5, **QUIET)
     photos(tmp_path / "all", ("a", "b"))
     photos(tmp_path / "new", ("a",))
     folder = audit(tmp_path / "all", test=tmp_path / "new", lam=1.0, **QUIET)
@@ -996,6 +1013,46 @@ def test_pictures_of_small_integers_do_not_wrap(blobs):
     assert [report.picture(signed, i) for i in range(3)] == [
         report.picture(plain, i) for i in range(3)
     ]
+
+
+def test_pictures_show_the_pixels_of_the_data(blobs, tmp_path):
+    def shown(points, i):
+        one = report.picture(points, i)
+        return Image.open(io.BytesIO(base64.b64decode(one["uri"].partition(",")[2]))), one["tiny"]
+
+    bytes_ = np.random.default_rng(0).integers(0, 256, (60, 5, 7, 3)).astype(np.uint8)
+    bytes_[0, 0, 0] = 0, 255, 1
+    for images in (bytes_, bytes_ / 255):
+        points = audit(blobs | {"images": images}, lam=1.0, **QUIET).train
+        for i in (0, 59):
+            image, tiny = shown(points, i)
+            assert tiny and image.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(image), bytes_[i])
+    folder = photos(tmp_path / "large", ("a", "b"), size=(200, 150))
+    image, tiny = shown(audit(folder, lam=1.0, **QUIET).train, 0)
+    assert image.size == (96, 96) and image.format == "JPEG" and not tiny
+
+
+def test_report_shows_the_numbers_of_the_tables(blobs):
+    result = audit(blobs, lam=0.5, points=3, **QUIET)
+    page = report.render(result)
+    tests = result.tests.loss.nlargest(3)
+    assert re.findall(r"test point (\d+), loss", page) == [str(j) for j in tests.index]
+    parts = page.partition('id="tests"')[2].partition('id="trust"')[0].split('class="head"')[1:]
+    for j, part in zip(tests.index, parts, strict=True):
+        pairs = result.pairs[result.pairs.test == j]
+        order = [*pairs[pairs.influence > 0].train, *pairs[pairs.influence < 0].train]
+        assert re.findall(r">point (\d+)</span>", part) == [str(i) for i in order]
+        assert {*np.sign(pairs.influence)} == {-1, 1}
+    wrong = result.table[result.table.label != result.table.suggested]
+    counts = [(c, (blobs["y"] == c).sum(), (wrong.label == c).sum()) for c in ("ant", "bee", "cat")]
+    cells = re.findall(r"<tr><td>(\w+)</td><td>(\d+)</td><td>(\d+)</td>", page)
+    assert [(c, int(n), int(k)) for c, n, k in cells] == counts and min(counts)[2] == 0
+    shares = result.suspects.test[wrong.index] / result.tests.loss.mean()
+    words = re.findall(r"test points (falls|rises) by ([\d.]+ %)", page)
+    said = [("falls" if x < 0 else "rises", report.percent(abs(x))) for x in shares]
+    assert words == said and len(words) >= 2
+    assert f"Made by ntk-influence {__version__} on 20" in page
 
 
 def test_report_says_what_was_done(blobs):

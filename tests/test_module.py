@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from book.oracles import Deep
+from lib.losses import SQUARED
 from lib.module import (
     Function,
+    Labelled,
     directions,
     empirical_ntk,
     kinks,
@@ -289,6 +291,52 @@ def test_batch_normalisation_without_running_statistics_is_refused():
         empirical_ntk(net, [[1.0, 2.0], [5.0, 0.0]])
 
 
+@pytest.mark.parametrize("c", [1, 3])
+def test_jacobians_are_those_of_backward_for_each_parameter(c):
+    net, X = convolutional(c), points()
+    found = Function(net).jacobians(torch.as_tensor(X))
+    assert [J.shape for J in found] == [(7, c, p.numel()) for p in net.parameters()]
+    np.testing.assert_allclose(torch.cat(found, 2), explicit(net, X), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("block", [2, 1000])
+def test_a_change_of_the_parameters_moves_the_outputs_along_their_jacobians(block):
+    net, X = convolutional(), points()
+    start = convolutional(seed=1)
+    f = Function(net)
+    v = f.since(start)
+    pairs = zip(net.named_parameters(), start.named_parameters(), strict=True)
+    for (name, p), (_, q) in pairs:
+        assert torch.equal(v[name], (p - q).detach())
+    flat = torch.cat([part.flatten() for part in v.values()]).numpy()
+    Jv = f.along(v, torch.as_tensor(X), block)
+    np.testing.assert_allclose(Jv, explicit(net, X) @ flat, rtol=1e-10)
+
+
+def test_a_start_is_the_same_module_at_another_time():
+    f = Function(nn.Linear(2, 3).eval())
+    for start in (nn.Linear(2, 4), nn.Sequential(nn.Linear(2, 3)), "start", None):
+        words = r"start has no parameter 'weight' of shape \(3, 2\); pass the model as it was"
+        with pytest.raises(ValueError, match=words):
+            f.since(start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_losses_of_labelled_points_at_any_parameters(dtype):
+    net, X, Y = convolutional(dtype=dtype), points(), points(7, 1)[:, :3]
+    data = Labelled(Function(net), SQUARED, "train", (X, Y))
+    np.testing.assert_allclose(data.f, outputs(net, X))
+    np.testing.assert_array_equal(data.y, Y)
+    other = convolutional(seed=1, dtype=dtype)
+    net.load_state_dict(net.state_dict() | dict(other.named_parameters()))
+    theta = dict(other.named_parameters())
+    hand = 0.5 * ((outputs(net, X) - Y) ** 2).sum(axis=1)
+    for given in (theta, torch.cat([p.flatten() for p in theta.values()])):
+        found = data.losses(given).detach()
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, hand, rtol=1e-4 if dtype == torch.float32 else 1e-12)
+
+
 # --- kinks ----------------------------------------------------------------------------------------
 
 
@@ -307,6 +355,11 @@ def test_kinks_are_the_gradients_of_inputs_near_zero():
     np.testing.assert_allclose(kinks(net, X, tol=tol), every[near].detach(), atol=1e-12)
     assert 0 < near.sum() < near.numel() and kinks(net, X, tol=1e-12).shape == (0, len(theta))
     assert directions(net, X, ~near).shape == (int((~near).sum()), len(theta))
+    for wrong in (near[:6], torch.cat([near, near])):
+        with pytest.raises(
+            ValueError, match=f"chosen has {len(wrong)} rows, but there are 7 points"
+        ):
+            directions(net, X, wrong)
     last = kinks(net, X, tol=tol, parameters=["W.1"])  # A, W.0 and W.1
     np.testing.assert_array_equal(last, kinks(net, X, tol=tol)[:, -36:])
     with pytest.raises(ValueError, match=r"model has no torch.nn.ReLU; write its activation"):

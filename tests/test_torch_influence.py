@@ -18,7 +18,7 @@ from lib import torch_influence
 from lib.losses import Logistic, Softmax, Squared
 from lib.module import kinks, on_kink, parameters
 from lib.ridge import Ridge
-from lib.torch_influence import full_influence, influence, trust
+from lib.torch_influence import Trust, full_influence, influence, trust
 from tests.cases import sample
 
 LAM = 0.7
@@ -726,3 +726,15 @@ def test_bad_input_of_the_full_hessian():
         full_influence(net, Squared(), far, pair[1], 1e-6, POINTS)
     with pytest.raises(TypeError, match="loss must be an object of lib.losses, .* not 'squared'"):
         full_influence(net, "squared", *pair, LAM_2, [0])
+
+
+def test_measures_of_trust_by_hand():
+    given = {"ihvp": np.array([[0.5, -2.0]]), "newton": np.array([[1.0, -4.0]])}
+    seen = Trust(
+        np.array([3]), np.array([0.5]), np.array([[1.0, -3.0]]), given, np.array([0.1, 0.3])
+    )
+    assert seen.error("ihvp") == 1.5 / 4 and seen.error("newton") == 1 / 4
+    assert seen.correlation("ihvp") == pytest.approx(1) == seen.correlation("newton")
+    assert seen.noise == pytest.approx(0.1)
+    assert "noise      0.100 of an influence" in str(seen)
+    assert "ihvp       correlation 1.000  relative error 0.375" in str(seen)
