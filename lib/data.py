@@ -128,6 +128,23 @@ def unit_rows(X) -> np.ndarray:
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
+def different(what: str, X: np.ndarray) -> None:
+    """Raise `ValueError` if all rows of unit norm are equal, and so teach nothing."""
+    if np.ptp(X, axis=0).max() < 1e-12:
+        raise ValueError(
+            f"all {len(X)} {what} are equal once they have unit norm, as shades of one colour are: "
+            "there is nothing to learn from them; add some that differ"
+        )
+
+
+def unread(name: str) -> ValueError:
+    """Return the error for a class without an image of a format that is read."""
+    return ValueError(
+        f"class {name!r} has only images of a format that is not read ({', '.join(OTHERS)}); save "
+        "them as .png or .jpg"
+    )
+
+
 def load(
     name: str, n_train: int = 200, n_test: int = 100, seed: int = 0, size: int | None = None
 ) -> Data:
@@ -181,11 +198,7 @@ def load(
     index, index_te = np.concatenate(index)[order], np.concatenate(index_te)[order_te]
     images, images_te = _read([(train, index), (test or train, index_te)], sum(groups, []), size)
     X = _unit("training", images, train, index)
-    if np.abs(X - X[0]).max() < 1e-12:
-        raise ValueError(
-            f"all {len(X)} training images of {source!r} are equal once they have unit norm, as "
-            "shades of one colour are: there is nothing to learn from them; add images that differ"
-        )
+    different(f"training images of {source!r}", X)
     label = np.array([1.0, -1.0]) if c == 2 else np.eye(c) - 1 / c
     data = Data(
         name=Path(source).name if Path(source).is_absolute() else source,
@@ -336,10 +349,11 @@ def _take(
 ):
     if count <= len(members):
         return members[:count]
-    if len(members):
-        remedy = f"use {argument} <= {labels * len(members)}"
-    else:
-        remedy = "choose a smaller n_train" if left else f"add files ({', '.join(IMAGES)})"
+    if not len(members) and not left:
+        raise unread(names)
+    remedy = (
+        f"use {argument} <= {labels * len(members)}" if len(members) else "choose a smaller n_train"
+    )
     raise ValueError(
         f"{argument} = {labels * count} needs {count} images of {names}, but only {len(members)} "
         f"are {'left' if left else 'there'}; {remedy}"

@@ -92,8 +92,9 @@ def read(
     if classes is not None:
         classes, there = {word(one) for one in classes}, set(parts[0].label)
         if name == "source" and (unknown := classes - there):
+            if pools and min(unknown) in names:
+                raise data.unread(min(unknown))
             few = ", ".join(sorted(there)[:20])
-            few += ", or delete the empty folder" if pools and min(unknown) in names else ""
             raise ValueError(f"class {min(unknown)!r} has no points; choose from {few}")
         parts = [part.take(np.isin(part.label, list(classes))) for part in parts]
     rng = np.random.default_rng(check.integer("seed", seed, at_least=0))

@@ -216,6 +216,37 @@ def test_suspects_are_a_table_of_what_the_suggested_labels_do(blobs, tmp_path):
     pd.testing.assert_frame_equal(told.iloc[:, 3:], result.suspects.loc[told.index])
 
 
+def test_it_says_its_shape(blobs):
+    few = {name: x for name, x in blobs.items() if "test" not in name}
+    assert repr(audit(few, lam=0.5, **QUIET)) == "Audit: dict, n = 60, t = 0, c = 3, lam = 0.5"
+    assert repr(audit(blobs, lam=2, **QUIET)) == "Audit: dict, n = 60, t = 12, c = 3, lam = 2"
+
+
+def test_points_that_are_all_equal_are_refused(blobs, tmp_path):
+    blobs["X"] = np.outer(np.arange(1, 61), [0.2, 0.3, 0.9])
+    blobs["X_test"] = np.eye(12, 3) + 1
+    words = "all 60 training points of 'dict' are equal once they have unit norm, as shades of one"
+    with pytest.raises(ValueError, match=words):
+        audit(blobs, **QUIET)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.new("L", (4, 5), 40 + i).save(tmp_path / name / f"{i}.png")
+    with pytest.raises(ValueError, match="all 12 training .* are equal .*; add some that differ"):
+        audit(tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("call", [audit, load])
+def test_a_folder_of_a_format_that_is_not_read_is_told(tmp_path, call):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.heic").write_bytes(b"not read")
+    with pytest.warns(UserWarning, match="left out: .*x.heic; save them as .png or .jpg"):
+        words = r"'a' has only images of a format that is not read \(.*\.heic, .*; save them as .pn"
+        with pytest.raises(ValueError, match=words):
+            call(str(tmp_path))
+
+
 def test_every_column_is_explained_in_the_report(blobs, tmp_path):
     page = report.render(audit(blobs, lam=0.5, clean="test", out=tmp_path, **QUIET))
     for file in tmp_path.glob("*.csv"):
@@ -554,7 +585,8 @@ def test_bad_folders(tmp_path):
     (tmp_path / "a" / "none").mkdir()
     (tmp_path / "a" / "none" / "x.heic").write_bytes(b"not read")
     with pytest.warns(UserWarning, match="left out: .*x.heic; save them as .png or .jpg"):
-        with pytest.raises(ValueError, match="'none' has no .* from a, b, or delete the empty"):
+        words = r"'none' has only images of a format that is not read \(.*\.heic, .*; save them as"
+        with pytest.raises(ValueError, match=words):
             audit(tmp_path / "a", **QUIET)
     (tmp_path / "a" / "none" / "x.heic").unlink()
     with pytest.raises(ValueError, match="'c' has no points; choose from a, b$"):
@@ -624,7 +656,7 @@ def test_too_little_memory_is_told_before_the_work(blobs, tmp_path, monkeypatch,
         "arrays": (blobs, 24 * 60 * 8, "X needs"),
         "table": (wide, 24 * 60 * 11, "the table of 11 features needs"),
         "photos": (str(photos(tmp_path / "photos")), 24 * 12 * 60, "12 images needs"),
-        "dense": ({"X": blobs["X"][:, :1] + 9, "y": blobs["y"]}, 24 * 60**2, "dense inverse needs"),
+        "dense": ({"X": blobs["X"][:, :2], "y": blobs["y"]}, 24 * 60**2, "dense inverse needs"),
     }[kind]
     monkeypatch.setattr(packed, "free_memory", lambda: need - 1)
     stopped = {"photos": data, "dense": module}.get(kind)

@@ -370,6 +370,11 @@ def test_streamed_influence_is_that_of_all_pairs(X, block, tmp_path):
     np.testing.assert_array_equal(every.helpful, np.argsort(-I, axis=0).T)
 
 
+def test_a_stream_needs_a_model():
+    with pytest.raises(TypeError, match="model must be a lib.ridge.Ridge, not .*; pass Ridge"):
+        stream(np.eye(2), ntk, np.eye(2), np.eye(2), np.ones(2), **QUIET)
+
+
 def test_the_file_of_all_influences_is_there_when_it_is_whole(X, tmp_path):
     model, file, calls = Ridge(ntk(X), np.ones(N), LAM), tmp_path / "all.npy", []
 
