@@ -18,6 +18,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lib import check
+from lib import check, packed
 
 VARIABLE = "NTK_DATA"
 CLASSES = {
@@ -443,7 +444,12 @@ def _classes(folder: Path) -> dict[str, Path]:
 
 def _plain(name: str) -> str:
     """Return a name as one compares it: letters in their NFC form, no spaces at the ends."""
-    return unicodedata.normalize("NFC", name).strip()
+    return unicodedata.normalize("NFC", printable(name)).strip()
+
+
+def printable(name: str) -> str:
+    """Return the name of a file with a mark for each byte that is no text in UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _shown(name: str) -> bool:
@@ -452,9 +458,18 @@ def _shown(name: str) -> bool:
 
 
 def _below(folder, endings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Go through the files below a folder that have one of the endings: (place, name)."""
+    """Go through the files below a folder that have one of the endings: (place, name).
+
+    A folder that links lead to again, as one to its parent does, is gone through once.
+    """
+    seen = set()
     for place, below, inside in os.walk(folder, followlinks=True):
-        below[:] = filter(_shown, below)
+        here = os.stat(place)
+        again = (here.st_dev, here.st_ino) in seen
+        below[:] = [] if again else sorted(filter(_shown, below))
+        if again:
+            continue
+        seen.add((here.st_dev, here.st_ino))
         yield from ((place, x) for x in inside if _shown(x) and x.lower().endswith(endings))
 
 
@@ -475,10 +490,25 @@ def _files(folder: Path, there: list[str]) -> Pool:
     return Pool(np.array(targets, dtype=int), None, 1, np.array(files, dtype=str))
 
 
+def _room(draws: list[tuple[Pool, np.ndarray]], size: int | None) -> None:
+    """Raise `MemoryError` if memory does not hold three arrays of float64 of so many images."""
+    (pool, index), many = draws[0], sum(len(index) for _, index in draws)
+    with suppress(OSError):  # all that cannot be read are named when they are read
+        if size is not None:
+            one = 3 * size**2
+        else:
+            one = (
+                pixels(pool.files[index[0]], None) if pool.images is None else pool.images[0]
+            ).size
+        remedy = "choose a smaller size, n_train or n_test"
+        packed.room(f"reading {many} images", 24 * many * one, remedy)
+
+
 def _read(
     draws: list[tuple[Pool, np.ndarray]], classes: list[int], size: int | None, progress=False
 ) -> list[np.ndarray]:
     """Return the images at the given positions of each pool; all of one size."""
+    _room(draws, size)
     if draws[0][0].images is not None:
         return [pool.images[index] / float(pool.white) for pool, index in draws]
     try:

@@ -55,7 +55,7 @@ def empirical_ntk(
 
 
 def kernels(
-    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool = True, *, memory: float,
+    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool, *, memory: float,
     trace: bool = False, dtype: str = "float64",
 ) -> np.ndarray:  # fmt: skip
     """Return the rows of A in the kernel of `empirical_ntk`: with A itself, if `own`, then with B.

@@ -116,13 +116,10 @@ def read(
         )
     for part, pool in zip(parts, pools, strict=False):
         files, index = part.source, part.X
-        with suppress(OSError):  # all that cannot be read are named when they are read
-            one = data.pixels(files[0], size) if files.any() else pool.images[0]
-            remedy = "choose a smaller size, n_train or n_test, or pass an .npz of features"
-            room(f"{name}, {len(files)} images", len(files) * one.size, remedy)
         images, part.X = data.read(pool, index, size, progress)
         part.show = files if files.any() else images
-        part.source = files if files.any() else np.array([f"image {i}" for i in index])
+        names = map(data.printable, files) if files.any() else (f"image {i}" for i in index)
+        part.source = np.array(list(names))
     return parts[0], parts[1] if len(parts) > 1 and len(parts[1].label) else None
 
 
@@ -183,7 +180,16 @@ def _arrays(file: Mapping, end: str, label: str | None) -> Points | None:
         if len(found) > 1:
             hint = f", or pass label={names[0]!r}" if len({n.lower() for n in found}) == 1 else ""
             raise ValueError(f"both {found[0]} and {found[1]} are there; leave out one{hint}")
-        return (found[0], np.atleast_1d(check.plain(found[0], file[found[0]]))) if found else None
+        if not found:
+            return None
+        one = check.plain(found[0], file[found[0]])
+        if not one.ndim:
+            kind = type(file[found[0]]).__name__
+            raise TypeError(
+                f"{found[0]} must be an array with a row for each point, not a single {kind}; "
+                "pass a dense array"
+            )
+        return found[0], one
 
     names, images = only("names"), only("images")
     X, y = only("embeddings", "X") or images, only(label) if label else only("y", "Y")
@@ -191,8 +197,9 @@ def _arrays(file: Mapping, end: str, label: str | None) -> Points | None:
     if end and X is None and y is None:
         return None
     if X is None or y is None or len({len(x) for _, x in filter(None, (X, y, names, images))}) > 1:
+        there = ", ".join(map(str, file)) or "(none)"
         raise ValueError(
-            f"the arrays {', '.join(file)} need X{end} (or embeddings, or images), {label}{end}, "
+            f"the arrays {there} need X{end} (or embeddings, or images), {label}{end}, "
             "and names and images, if any, of one length; save them with np.savez(file, X=X, y=y)"
         )
     if images is not None:  # numbers alone: text would name files, of the reader's disk

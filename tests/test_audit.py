@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_matrix
 
 from lib import __version__, data, packed, report
 from lib import audit as module
@@ -514,7 +515,7 @@ SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB
         (SAME, {"test": {"X": POINTS, "y": AB}, "classes": ["a"]}, "4 points|2 points have 1"),
         (SAME | {"names": np.array([["a"]] * 4)}, {}, r"names has shape \(4, 1\); give each"),
         ({"embeddings": POINTS * np.nan, "y": AB}, {}, "embeddings has 16 values that are not fin"),
-        ({"X": POINTS, "y": "a"}, {}, "of one length"),
+        ({"X": POINTS, "y": "a"}, {}, "y must be an array with a row for each point"),
         ({"X": POINTS[:0], "y": AB[:0]}, {}, "X is empty"),
         ("digits", {"label": "y"}, "label = 'y' is for tables and arrays; leave it out"),
         ("digits:3+5/8", {}, r"'digits:3\+5/8' joins 3\+5; name each class by itself, as in a/b/c"),
@@ -661,7 +662,7 @@ def test_too_little_memory_is_told_before_the_work(blobs, tmp_path, monkeypatch,
     monkeypatch.setattr(packed, "free_memory", lambda: need - 1)
     stopped = {"photos": data, "dense": module}.get(kind)
     if stopped:
-        monkeypatch.setattr(stopped, "_read" if kind == "photos" else "ntk", pytest.fail)
+        monkeypatch.setattr(stopped, "tqdm" if kind == "photos" else "ntk", pytest.fail)
     with pytest.raises(MemoryError, match=rf"{words} .* GB of memory, but .* are free; .*"):
         audit(source, lam=1.0, **QUIET)
     monkeypatch.undo()
@@ -923,6 +924,32 @@ def test_equal_numbers_are_the_same_label(y, y_test):
     assert kept.classes == [x for x in result.classes if x in kept.classes] and len(kept.table) > 3
 
 
+def test_what_is_no_array_of_points_is_named():
+    for one, shown in ((csr_matrix(POINTS), "csr_matrix"), (3, "int"), (None, "NoneType")):
+        words = f"X must be an array with a row for each point, not a single {shown}; pass"
+        with pytest.raises(TypeError, match=words):
+            audit({"X": one, "y": AB}, **QUIET)
+    with pytest.raises(
+        TypeError, match="y must be an array with a row for each point, not a single s"
+    ):
+        audit({"X": POINTS, "y": "a"}, **QUIET)
+    with pytest.raises(ValueError, match=r"the arrays 0, 1 need X \(or embeddings"):
+        audit({0: POINTS, 1: AB}, **QUIET)
+    with pytest.raises(ValueError, match=r"the arrays \(none\) need X \(or embeddings"):
+        audit({}, **QUIET)
+
+
+def test_names_that_are_no_text_have_a_mark(tmp_path):
+    odd = os.fsdecode(b"\xff\xfe")
+    folder = photos(tmp_path / "photos", ("a", odd))
+    (folder / "a" / "<b>0.png").rename(folder / "a" / f"{odd}.png")
+    result = audit(folder, lam=1.0, out=tmp_path / "out", **QUIET)
+    assert result.classes == ["a", "��"] and len(result.table) == 12
+    assert f"{folder}/a/��.png" in pd.read_csv(tmp_path / "out" / "points.csv").source.tolist()
+    assert "<td>��</td>" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert audit(f"{folder}:a/��", lam=1.0, **QUIET).classes == ["a", "��"]
+
+
 def test_any_name_of_a_class(tmp_path):
     y = np.array(["a+b/c", "d:e", "a+b/c", "d:e", "{{ 1 }}", "{{ 1 }}"])
     result = audit({"X": np.eye(6) + 1, "y": y}, classes=["a+b/c", "d:e"], lam=1.0, **QUIET)
@@ -1060,6 +1087,13 @@ def test_pictures_show_the_pixels_of_the_data(blobs, tmp_path):
             image, tiny = shown(points, i)
             assert tiny and image.format == "PNG"
             np.testing.assert_array_equal(np.asarray(image), bytes_[i])
+    shares = np.linspace(0, 100, 60 * 7 * 9).reshape(60, 7, 9)  # the darkest is black
+    points = audit(blobs | {"images": shares}, lam=1.0, **QUIET).train
+    np.testing.assert_array_equal(np.asarray(shown(points, 7)[0]), np.rint(2.55 * shares[7]))
+    for width in (63, 64):
+        images = np.tile(np.linspace(0, 1, width), (60, 2, 1))
+        small = shown(audit(blobs | {"images": images}, lam=1.0, **QUIET).train, 0)[1]
+        assert small == (width == 63)
     folder = photos(tmp_path / "large", ("a", "b"), size=(200, 150))
     image, tiny = shown(audit(folder, lam=1.0, **QUIET).train, 0)
     assert image.size == (96, 96) and image.format == "JPEG" and not tiny

@@ -593,3 +593,11 @@ def test_what_is_no_model_and_no_influence_is_named():
     ):  # fmt: skip
         with pytest.raises(TypeError, match="influence must be a lib.ridge.RidgeInfluence, not .*"):
             call()
+
+
+@pytest.mark.parametrize("lam", [0, -1.0])
+def test_thm_4_subset_bound_needs_a_ridge(lam):
+    with pytest.raises(
+        ValueError, match=f"lam must be a finite number > 0, not {lam}; choose a la"
+    ):
+        subset_bound(np.eye(2), lam)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from book.measures import load_all
-from lib import data
+from lib import data, packed
 from lib.data import load, unit_rows
 
 
@@ -807,3 +807,34 @@ def test_whole_floats_count(photos):
     one = load("photos:ant/bee", n_train=20.0, n_test=np.float64(4), seed=1e0, size=3.0)
     two = load("photos:ant/bee", n_train=20, n_test=4, seed=1, size=3)
     np.testing.assert_array_equal(one.X, two.X)
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_too_little_memory_is_told_before_images_are_read(photos, monkeypatch, size):
+    need = 24 * 6 * 3 * (7 * 7 if size else 4 * 5)  # three arrays of float64
+    monkeypatch.setattr(packed, "free_memory", lambda: need)
+    load("photos:ant/bee", n_train=4, n_test=2, size=size)
+    monkeypatch.setattr(packed, "free_memory", lambda: need - 1)
+    monkeypatch.setattr(data, "tqdm", pytest.fail)
+    with pytest.raises(MemoryError, match="reading 6 images needs .* choose a smaller size, n_tr"):
+        load("photos:ant/bee", n_train=4, n_test=2, size=size)
+
+
+def test_a_size_that_no_memory_holds_makes_no_image(photos, monkeypatch):
+    monkeypatch.setattr(data, "pixels", pytest.fail)
+    with pytest.raises(MemoryError, match="reading 6 images needs .* choose a smaller size"):
+        load("photos:ant/bee", n_train=4, n_test=2, size=10**6)
+
+
+def test_links_that_lead_round_give_no_image_twice(photos):
+    count = len(data.pools("photos:ant/bee")[2][0].files)
+    (photos / "ant" / "deep").mkdir()
+    (photos / "ant" / "deep" / "up").symlink_to(photos / "ant")
+    (photos / "ant" / "again").symlink_to(photos / "ant" / "deep")
+    (photos / "bee" / "self").symlink_to(photos / "bee")
+    elsewhere = photos.parent / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (4, 5), "red").save(elsewhere / "x.png")
+    (photos / "bee" / "link").symlink_to(elsewhere)  # which is followed
+    files = data.pools("photos:ant/bee")[2][0].files
+    assert len(files) == count + 1 and str(photos / "bee" / "link" / "x.png") in files

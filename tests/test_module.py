@@ -389,3 +389,13 @@ def test_kinks_of_points_that_are_not_numbers_with_a_point():
     net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.ReLU(), nn.Linear(6, 1)).eval()
     X = np.array([[0, 1], [2, 3]])
     assert kinks(net, X, tol=1e9).shape == (12, 22) and on_kink(net, X, 1e9).all()
+
+
+def test_outputs_that_are_not_finite_are_named():
+    net = nn.Linear(2, 1).eval()
+    net.weight.data[0, 0] = np.nan
+    for call in (outputs, empirical_ntk):
+        with pytest.raises(
+            ValueError, match=r"model\(X\) has 2 values that are not finite, the fir"
+        ):
+            call(net, [[1.0, 2.0], [0.5, 1.0]])

@@ -349,6 +349,7 @@ def linear(X, Y, lam=LAM, noise=0.0):
     draw = np.random.default_rng(0)
 
     def train(without):
+        assert {type(i) for i in without} <= {int}
         keep = np.setdiff1d(np.arange(len(X)), without)
         A = X[keep].T @ X[keep] + lam * np.eye(5)
         net = nn.Linear(5, Y.shape[1], bias=False).double()
