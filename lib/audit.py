@@ -237,6 +237,8 @@ def _folder(out, source) -> Path:
             f"out = {str(out)!r} lies in {str(source)!r}, where it would be a class; choose a "
             "folder elsewhere"
         )
+    if not isinstance(out, str | Path):
+        raise TypeError(f"out must be the name of a folder, not {out!r}; pass one")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out or "/nowhere").close()  # "" would be the current folder

@@ -257,11 +257,11 @@ def made(name: str, x, kind: type, remedy: str):
     if not isinstance(x, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         what = f"{name} must be {article} {kind.__module__}.{kind.__name__}"
-        raise TypeError(f"{what}, not {_short(x)}; {remedy}")
+        raise TypeError(f"{what}, not {short(x)}; {remedy}")
     return x
 
 
-def _short(x) -> str:
+def short(x) -> str:
     """Return a value as text on one line, or its type where that is long."""
     text = repr(x)
     return text if len(text) <= 60 and "\n" not in text else f"of type {type(x).__name__}"

@@ -70,6 +70,13 @@ def read(
     argument; only a "source" needs points of all `classes`.
     """
     pools = []
+    if not isinstance(label, str | int | None):
+        raise TypeError(f"label must be the name of a column or an array, not {label!r}; pass one")
+    if isinstance(classes, str):
+        raise TypeError(f"classes must be a list of names, not {classes!r}; pass [{classes!r}]")
+    if classes is not None and not (classes := list(check.several("classes", classes, "names"))):
+        raise ValueError("classes is empty; name two, or leave it out")
+    label = str(label) if isinstance(label, int) else label
     if isinstance(source, str | int | Path):
         source = data.text(name, str(source) if isinstance(source, Path) else source)
         file = Path(source).expanduser()
@@ -82,7 +89,8 @@ def read(
     elif isinstance(source, Mapping):
         parts = [part for end in ("", "_test") if (part := _arrays(source, end, label))]
     elif not isinstance(source, str):
-        raise TypeError(f"{name} = {source!r}; pass a path, a DataFrame or a dict of arrays")
+        what = f"{name} = {check.short(source)}"
+        raise TypeError(f"{what}; pass a path, a DataFrame or a dict of arrays X and y")
     elif label is not None:
         raise ValueError(f"label = {label!r} is for tables and arrays; leave it out: folders do")
     else:
@@ -102,6 +110,8 @@ def read(
     if len(parts) == 1 and n_test:  # set aside
         parts, pools, order = parts * 2, pools * 2, [order[0][n_test:], order[0][:n_test]]
     if not len(order[0]):
+        if not n_test:
+            raise ValueError(f"{name} has no points; add some")
         raise ValueError(
             f"{name} has {len(parts[0].label)} points to choose from, and n_test = {n_test} leaves "
             "no point; add some, or choose a smaller one"
@@ -132,7 +142,10 @@ def _file(name: str, path: Path, label: str | None) -> pd.DataFrame | dict:
     try:
         return FILES[suffix](path, label)
     except Exception as error:  # what a damaged file raises depends on the damage
-        why = f"cannot be read ({error}); save it anew, a .csv in UTF-8 with commas"
+        how = (
+            "with np.savez(file, X=X, y=y)" if suffix == ".npz" else "as .csv in UTF-8 with commas"
+        )
+        why = f"cannot be read ({error}); save it anew, {how}"
         if "pickle" in str(error):
             why = "is refused: it holds pickled Python objects, which can run code, or is damaged; "
             why += "save arrays of numbers and of text, such as np.array(names, dtype=str)"
@@ -234,8 +247,9 @@ def _table(frame: pd.DataFrame, label: str | None, name: str) -> Points:
         )
     if not found or found[0] not in frame:
         few = ", ".join(list(frame)[:20])
-        if any(";" in column for column in frame):
-            few += f"; {name} seems to be separated by semicolons; save it with commas"
+        for mark, marks in ((";", "semicolons"), ("\t", "tabs")):
+            if any(mark in column for column in frame):
+                few += f"; {name} seems to be separated by {marks}; save it with commas"
         raise ValueError(f"label = {label!r} names no column of {name}; choose one of {few}")
     rows = frame.drop(columns=found).reset_index(drop=True)
     counts = tuple(c for c, x in rows.items() if _counts(x))
@@ -285,6 +299,10 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
         note = "The features of each point were scaled to length 1: the model sees directions only."
         return note, ""
     numeric = frame[[c for c, x in frame.items() if kind.is_numeric_dtype(x)]]
+    if twofold := [c for c, x in numeric.items() if kind.is_complex_dtype(x)]:
+        raise ValueError(
+            f"column {twofold[0]!r} has complex numbers; make two columns of its parts"
+        )
     numbers = [c for c in numeric if c not in train.counts]
     texts = frame.drop(columns=list(numeric)).select_dtypes(exclude=["datetime", "datetimetz"])
     values = texts.astype(str).nunique()
@@ -307,7 +325,12 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
         )
     wide = pd.get_dummies(used.astype(dict.fromkeys(words, str)), columns=words) if width else used
     X = wide.to_numpy(float)
-    X = X[:, np.ptp(X[: len(frame)], axis=0) > 0]
+    X = np.ldexp(X, -np.frexp(np.abs(X).max(axis=0))[1])  # so that no square over- or underflows
+    own = X[: len(frame)]
+    varies = np.ptp(own, axis=0) > 16 * np.finfo(float).eps * np.abs(own).max(axis=0)
+    fixed = [c for c, moves in zip(numbers, varies, strict=False) if not moves]  # they come first
+    fixed += [c for c in words if values[c] == 1]
+    X = X[:, varies]
     if not X.size:
         raise ValueError(
             f"no column can be a feature, of {', '.join(frame) or 'none'}: add numbers; constants, "
@@ -318,7 +341,8 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
     for x, part in zip(sets, np.split(X, np.cumsum(sizes)[:-1]), strict=True):
         x.X = part
     why = dict.fromkeys(frame.columns, "date") | {c: f"{values[c]:,} texts" for c in values.index}
-    why |= dict.fromkeys(train.counts, "row number")
+    why |= dict.fromkeys(train.counts, "row number") | dict.fromkeys(fixed, "constant")
+    numbers, words = ([c for c in some if c not in fixed] for some in (numbers, words))
     unused = [f"{c} ({why[c]})" for c in frame if c not in {*numbers, *words}]
     return (
         f"Our choice for tables: the numbers of {len(numbers)} columns, and indicators of the "

@@ -520,8 +520,8 @@ SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB
         ("digits", {"label": "y"}, "label = 'y' is for tables and arrays; leave it out"),
         ("digits:3+5/8", {}, r"'digits:3\+5/8' joins 3\+5; name each class by itself, as in a/b/c"),
         ("digits:3", {}, "183 points have 1 different labels"),
-        (TABLE[:0], {}, "source has 0 points .*; add some"),
-        (TABLE, {"test": TABLE[:0]}, "test has 0 points .*; add some"),
+        (TABLE[:0], {}, "source has no points; add some"),
+        (TABLE, {"test": TABLE[:0]}, "test has no points; add some"),
         (TABLE, {"test": TABLE, "clean": TABLE.drop(columns="y")}, "no column of clean; choose"),
         (TABLE.assign(label=AB), {}, "source has the columns y, label, .*; pass label='y'"),
         (TABLE.assign(Y=AB), {}, "source has the columns y, Y, .*; pass label='y', or another"),
@@ -538,6 +538,13 @@ SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB
         (TABLE, {"test": TABLE.assign(x=["1", "2", "low", "?"])},
          r"'x' has no number in row 2 of the test or clean points \(2 such rows"),
         (TABLE, {"size": 8}, "size = 8 is for images of folders and data sets; leave it out"),
+        (TABLE, {"out": 3}, "out must be the name of a folder, not 3; pass one"),
+        (TABLE, {"label": ["y"]}, r"label must be the name of a .* not \['y'\]; pass one"),
+        (TABLE, {"classes": "ab"}, r"classes must be a list of names, not 'ab'; pass \['ab'\]"),
+        (TABLE, {"classes": 3}, r"classes must be a list of names, not 3; pass \[3\]"),
+        (TABLE, {"classes": []}, "classes is empty; name two, or leave it out"),
+        (TABLE.assign(z=1j * np.arange(4)), {}, "column 'z' has complex numbers; make two columns"),
+        (TABLE.x, {}, "source = of type Series; pass a path, a DataFrame or a dict of"),
         (TABLE, {"out": ""}, "out = '' is no folder to write to .*; choose another one"),
         (TABLE, {"out": __file__}, f"out = '{__file__}' is no folder to write to .*exists"),
         (TABLE, {"out": __file__ + "/in"}, "is no folder to write to .*Not a directory"),
@@ -671,7 +678,7 @@ def test_too_little_memory_is_told_before_the_work(blobs, tmp_path, monkeypatch,
 
 def test_header_alone_and_row_names(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n")
-    with pytest.raises(ValueError, match="source has 0 points .*; add some"):
+    with pytest.raises(ValueError, match="source has no points; add some"):
         audit(tmp_path / "a.csv", **QUIET)
     table = TABLE.set_axis(["p", "q", "r", "s"])
     table.to_csv(tmp_path / "b.csv")
@@ -922,6 +929,46 @@ def test_equal_numbers_are_the_same_label(y, y_test):
     assert set(result.tests.label) < set(result.train.label) == set(result.classes)
     kept = audit(train, classes=[float(x) for x in y if x != "a"][:2], lam=1.0, **QUIET)
     assert kept.classes == [x for x in result.classes if x in kept.classes] and len(kept.table) > 3
+
+
+def test_a_number_may_name_a_column(blobs):
+    table = frame(blobs).set_axis(range(9), axis=1)
+    result = audit(table, label=8, lam=0.5, **QUIET)
+    assert list(result.train.label) == list(blobs["y"]) and result.train.X.shape == (60, 9)
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1e200, 1e307])
+def test_columns_of_any_size_have_the_same_features(blobs, scale):
+    plain, scaled = frame(blobs), frame(blobs)
+    scaled["x3"] *= scale / 100
+    a, b = (audit(t, label="species", lam=0.5, **QUIET).train.X for t in (plain, scaled))
+    np.testing.assert_allclose(a, b, atol=1e-12 if scale > 1e-305 else 1e-10)
+
+
+def test_a_column_that_only_rounding_changes_is_constant_and_no_feature(blobs):
+    sums = np.where(np.arange(60) % 2, 0.1 + 0.2, 0.3)
+    assert len(set(sums)) == 2
+    table = frame(blobs).assign(
+        sums=sums, one=1, word="w", small=sums[0] + 1e-9 * np.arange(60) ** 2
+    )
+    result = audit(table, label="species", lam=0.5, **QUIET)
+    assert result.unused == "sums (constant), one (constant), word (constant)"
+    assert result.train.X.shape == (60, 8 + 1 + 1)  # and the constant of each row
+    assert "the numbers of 9 columns, and indicators of the texts of 0," in result.note
+
+
+def test_a_table_with_tabs_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("x\tlabel\n" + "1\ta\n2\tb\n" * 3)
+    with pytest.raises(ValueError, match="seems to be separated by tabs; save it with commas"):
+        audit(tmp_path / "a.csv", **QUIET)
+
+
+def test_an_array_that_is_called_npz(tmp_path):
+    with open(tmp_path / "a.npz", "wb") as file:
+        np.save(file, POINTS)
+    words = r"a.npz cannot be read .*; save it anew, with np.savez\(file, X=X, y=y\)"
+    with pytest.raises(ValueError, match=words):
+        audit(tmp_path / "a.npz", **QUIET)
 
 
 def test_what_is_no_array_of_points_is_named():
