@@ -51,7 +51,8 @@ def lower_bound(influence: RidgeInfluence, lam_min: float, *, sharp: bool = Fals
     ([[0.125], [0.046875]], [[0.1875], [0.0625]])
     """
     g = _share(_of(influence), lam_min, smallest=True)
-    return g * np.abs(influence.exact) - ((1 - g) if sharp else 1) * influence.T2
+    share = 1 - g if check.flag("sharp", sharp) else 1
+    return g * np.abs(influence.exact) - share * influence.T2
 
 
 def upper_bound(influence: RidgeInfluence, lam_max: float) -> np.ndarray:

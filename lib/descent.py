@@ -43,7 +43,8 @@ def gradient_descent(
     >>> end.trajectory[0][0].round(1).tolist(), end.f.round(1).tolist()  # from 0 to K/(K + λ)
     ([0.0], [0.5])
     """
-    began, state = time.perf_counter(), State(problem, start, remove)
+    began, momentum = time.perf_counter(), check.flag("momentum", momentum)
+    state = State(problem, start, remove)
     stable, chosen = 2 / state.stiffness(), step is not None
     step = check.number("step", step, above=0) if chosen else stable / 4
     tol = check.number("tol", tol, at_least=0)

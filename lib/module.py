@@ -65,7 +65,7 @@ def kernels(
     c = f.outputs("X", A[:2])[0].size
     if len(B):
         f.outputs("X2", B[:2])
-    width = 1 if trace else c  # rows that a point has in K
+    width = 1 if check.flag("trace", trace) else c  # rows that a point has in K
     # a block of points has its Jacobians in the module's type, and one more in float64
     step = max(1, int(check.number("memory", memory, above=0) // (24 * c * f.size)))
     parts = [slice(i, i + step) for i in range(0, len(A), step)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lib import check
+from lib import check, packed
 from lib.network import active, neurons
 from lib.product import overlap
 
@@ -48,9 +48,11 @@ class Problem:
         self.n, self.m = len(X), check.integer("m", m)
         self.lam = check.number("lam", lam, above=0)
         self.kappa = check.number("kappa", kappa, above=0)
-        device = check.device(device)
+        device, dtype = check.device(device), check.precision(dtype)
+        held = self.m * (self.n + len(X_te)) * dtype.itemsize
+        packed.room(f"the network of m = {self.m:,}", held, "choose a smaller m", device)
         self.Y = torch.as_tensor(check.labels("Y", Y, self.n), device=device)
-        like = {"dtype": check.precision(dtype), "device": device}
+        like = {"dtype": dtype, "device": device}
         A = torch.cat([X, X_te]).to(device)
         self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
         self.G, self.G_te = self.G64.to(**like), self.G64_te.to(**like)

@@ -601,3 +601,9 @@ def test_thm_4_subset_bound_needs_a_ridge(lam):
         ValueError, match=f"lam must be a finite number > 0, not {lam}; choose a la"
     ):
         subset_bound(np.eye(2), lam)
+
+
+def test_sharp_is_true_or_false():
+    one = Ridge([[0.5, 0], [0, 0.5]], [1, -1], lam=0.5).influence([[0.5], [0.25]], [1])
+    with pytest.raises(TypeError, match="sharp must be True or False, not 1; pass one of them"):
+        lower_bound(one, 0.5, sharp=1)

@@ -399,3 +399,8 @@ def test_outputs_that_are_not_finite_are_named():
             ValueError, match=r"model\(X\) has 2 values that are not finite, the fir"
         ):
             call(net, [[1.0, 2.0], [0.5, 1.0]])
+
+
+def test_trace_is_true_or_false():
+    with pytest.raises(TypeError, match="trace must be True or False, not 'sum'; pass one of them"):
+        empirical_ntk(nn.Linear(2, 1).eval(), np.eye(2), trace="sum")
