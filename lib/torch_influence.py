@@ -206,7 +206,12 @@ def trust(
     Raises `ValueError` for k below 2 or above the number of points, and `TypeError` if `train`
     returns no module.
     """
-    n = len(estimate.h)
+    remedy = "pass what influence returned"
+    n = len(check.made("estimate", estimate, ModuleInfluence, remedy).h)
+    if not callable(train):
+        raise TypeError(
+            f"train must be a function of the points to leave out, not {train!r}; pass it"
+        )
     if (k := check.integer("k", k, at_least=2)) > n:
         raise ValueError(f"k = {k} exceeds the {n} training points; choose a smaller one")
     order = np.argsort(estimate.h, kind="stable")
@@ -217,7 +222,13 @@ def trust(
         if not isinstance(net, nn.Module):
             name = type(net).__name__
             raise TypeError(f"train({without}) returned {name}; let it return the trained module")
-        f = outputs(net.eval(), estimate.X_te).reshape(estimate.f.shape)
+        f = outputs(net.eval(), estimate.X_te)
+        if f.size != estimate.f.size:
+            raise ValueError(
+                f"train({without}) returned a module with outputs {f.shape}, but the estimate has "
+                f"{estimate.f.shape}; train the same module"
+            )
+        f = f.reshape(estimate.f.shape)
         return estimate.loss.value(f, estimate.y_te)
 
     begin = losses([])
@@ -271,6 +282,9 @@ def full_influence(
     """
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
     one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
+    tol, steps = check.number("tol", tol, above=0), check.integer("steps", steps)
+    if tol >= 1:
+        raise ValueError(f"tol = {tol:g} asks for no step; choose one below 1, such as 1e-6")
     n, theta, free = len(one.y), at.vector, _free(hold, at.vector)
     tests, slope = two.losses, grad(lambda v, keep: keep @ one.losses(v))
 
@@ -311,7 +325,8 @@ def _free(hold, theta: torch.Tensor) -> Callable:
     """Return what takes the part along the rows of `hold` out of vectors of size p."""
     if hold is None or not len(hold):
         return lambda v: v
-    hold = torch.as_tensor(hold)
+    hold = hold.cpu() if isinstance(hold, torch.Tensor) else hold
+    hold = torch.as_tensor(check.array("hold", hold, (1, 2)))
     if hold.ndim != 2 or hold.shape[1] != len(theta):
         raise ValueError(
             f"hold has shape {tuple(hold.shape)}, but θ has {len(theta)} numbers; "

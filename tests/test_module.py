@@ -404,3 +404,36 @@ def test_outputs_that_are_not_finite_are_named():
 def test_trace_is_true_or_false():
     with pytest.raises(TypeError, match="trace must be True or False, not 'sum'; pass one of them"):
         empirical_ntk(nn.Linear(2, 1).eval(), np.eye(2), trace="sum")
+
+
+def test_weight_norm_moves_the_outputs_along_its_jacobians():
+    torch.manual_seed(0)
+    net = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)).double().eval()
+    f, X = Function(net), torch.as_tensor(points()[:, :3])
+    v = {k: torch.randn_like(p) for k, p in f.theta.items()}
+    step = {k: 1e-6 * d for k, d in v.items()}
+    ahead, behind = (f({k: f.theta[k] + s * d for k, d in step.items()}, X) for s in (1, -1))
+    np.testing.assert_allclose(f.along(v, X), (ahead - behind).detach() / 2e-6, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "message"),
+    [
+        (
+            nn.DataParallel(nn.Linear(2, 1)),
+            None,
+            "model is a DataParallel, .*; pass the module insi",
+        ),
+        (
+            torch.jit.trace(nn.Linear(2, 1), torch.ones(1, 2)),
+            None,
+            "model is a TopLevelTraced.*jit",
+        ),
+        (nn.Linear(2, 1, dtype=torch.complex64), None, "parameter 'weight' is complex; choose par"),
+        (nn.Linear(2, 1), 3, r"parameters must be a list of names, not 3; pass \[3\]"),
+        (nn.Linear(2, 1), ["bias", 3], "parameters has 3, which is no text; pass names"),
+    ],
+)
+def test_modules_and_names_that_are_none(model, names, message):
+    with pytest.raises(TypeError, match=message):
+        empirical_ntk(model.eval(), [[1.0, 2.0]], parameters=names)
