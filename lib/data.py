@@ -169,8 +169,9 @@ def load(
 
     Raises `ValueError` for an unknown data set or class, naming those there are, for a number of
     images that is too large or no multiple of the number of labels, a blank image, images that
-    differ in size, and training images that are all equal once they have unit norm; `OSError` for
-    data that are neither on disk nor to be downloaded, and for damaged files, naming all of them.
+    differ in size, a class whose images are not read, and training images that are all equal once
+    they have unit norm; `OSError` for data that are neither on disk nor to be downloaded, and for
+    damaged files, naming all of them; `MemoryError` before it reads what memory does not hold.
 
     >>> data = load("digits:3/8", n_train=20, n_test=10)
     >>> print(data, data.X.shape, data.Y_te.sum())

@@ -287,7 +287,7 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
     Columns of numbers, and an indicator of each value of text columns with at most 20 values, are
     scaled to mean 0 and standard deviation 1 on the training points. A constant column √d beside
     these d keeps the length of a row, which its direction loses: (1, 1) and (3, 3) would be the
-    same point. Dates, other text, and columns that number the rows are left out. Raises
+    same point. Dates, other text, constants, and columns that number the rows are left out. Raises
     `ValueError` for missing values, for columns of numbers and of text that is no number, and for
     points without the same features.
     """

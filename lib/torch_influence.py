@@ -95,8 +95,8 @@ def influence(
     parameters beside the loss, and comes to rest at no such minimum.
 
     `loss` is such a loss or an object of `lib.losses`. `train` and `test` are (X, Y), a data set of
-    torch, or a `DataLoader`, whose data set is read in its own order. Labels are what the loss asks
-    for; for softmax also the numbers of the classes. The module is in evaluation mode, on any
+    torch, or a `DataLoader`, whose data set is read in its own order and as it collates. Labels are
+    what the loss asks for; for softmax also the numbers of the classes. The module is in evaluation mode, on any
     device. `parameters` and `memory` are those of `lib.module.empirical_ntk`: K is that of the
     chosen parameters, which are taken to be all that training moves.
 
@@ -105,7 +105,7 @@ def influence(
     Needs 8·nc·(5nc + 3tc) bytes, whatever the number of parameters.
 
     Raises `ValueError` for labels that do not match the outputs, λ ≤ 0, outputs that are not
-    finite, data that are drawn at random, another `start`, gradients that are all 0 and what
+    finite, data that are drawn at random, a sampler that may leave points out, another `start`, gradients that are all 0 and what
     `empirical_ntk` refuses, `TypeError` for other losses and data, and `MemoryError` before it
     starts where nc is too large, with what to do then.
     Source: Zhang and Zhang (2022), Eq 12; Koh and Liang (2017).
@@ -203,8 +203,8 @@ def trust(
     are kept divides by n − 1, and so trains with another λ, which moves a model as much as a
     removal does: take the sum, and divide by n. Costs k + 1 trainings.
 
-    Raises `ValueError` for k below 2 or above the number of points, and `TypeError` if `train`
-    returns no module.
+    Raises `ValueError` for k below 2 or above the number of points and for a module with other
+    outputs, and `TypeError` for a `train` that is no function or returns no module.
     """
     remedy = "pass what influence returned"
     n = len(check.made("estimate", estimate, ModuleInfluence, remedy).h)
