@@ -32,7 +32,8 @@ class Problem:
     Newton from W(0) follows the flow in float64, which takes 2·m·n more numbers of float32.
 
     Raises `ValueError` for arguments outside these ranges, shapes that do not match, non-finite
-    values, and `MemoryError` for a width that memory does not hold. Source: Zhang and Zhang (2022), Eq 1, 2.
+    values, and `MemoryError` for a width that memory does not hold.
+    Source: Zhang and Zhang (2022), Eq 1, 2.
 
     >>> Problem([[1.0, 0.0]], [1.0], [[0.0, 1.0]], lam=1, m=4, kappa=0.1, seed=0).Z0.shape
     torch.Size([4, 1])

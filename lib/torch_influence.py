@@ -96,18 +96,18 @@ def influence(
 
     `loss` is such a loss or an object of `lib.losses`. `train` and `test` are (X, Y), a data set of
     torch, or a `DataLoader`, whose data set is read in its own order and as it collates. Labels are
-    what the loss asks for; for softmax also the numbers of the classes. The module is in evaluation mode, on any
-    device. `parameters` and `memory` are those of `lib.module.empirical_ntk`: K is that of the
-    chosen parameters, which are taken to be all that training moves.
+    what the loss asks for; for softmax also the numbers of the classes. The module is in evaluation
+    mode, on any device. `parameters` and `memory` are those of `lib.module.empirical_ntk`: K is that
+    of the chosen parameters, which are taken to be all that training moves.
 
     Warns where `rest` exceeds 0.1: the model is no minimum for this λ. The curvature ∇²f of the
     network is left out, and so are kinks of its activations: `trust` tells how much that matters.
     Needs 8·nc·(5nc + 3tc) bytes, whatever the number of parameters.
 
     Raises `ValueError` for labels that do not match the outputs, λ ≤ 0, outputs that are not
-    finite, data that are drawn at random, a sampler that may leave points out, another `start`, gradients that are all 0 and what
-    `empirical_ntk` refuses, `TypeError` for other losses and data, and `MemoryError` before it
-    starts where nc is too large, with what to do then.
+    finite, data that are drawn at random, a sampler that may leave points out, another `start`,
+    gradients that are all 0 and what `empirical_ntk` refuses, `TypeError` for other losses and
+    data, and `MemoryError` before it starts where nc is too large, with what to do then.
     Source: Zhang and Zhang (2022), Eq 12; Koh and Liang (2017).
 
     >>> line = nn.Linear(2, 1, bias=False).double().eval()  # the minimum for λ = ½: (1 + ½) w = ±1
