@@ -97,8 +97,8 @@ def influence(
     `loss` is such a loss or an object of `lib.losses`. `train` and `test` are (X, Y), a data set of
     torch, or a `DataLoader`, whose data set is read in its own order and as it collates. Labels are
     what the loss asks for; for softmax also the numbers of the classes. The module is in evaluation
-    mode, on any device. `parameters` and `memory` are those of `lib.module.empirical_ntk`: K is that
-    of the chosen parameters, which are taken to be all that training moves.
+    mode, on any device. `parameters` and `memory` are those of `lib.module.empirical_ntk`: K is
+    that of the chosen parameters, which are taken to be all that training moves.
 
     Warns where `rest` exceeds 0.1: the model is no minimum for this λ. The curvature ∇²f of the
     network is left out, and so are kinks of its activations: `trust` tells how much that matters.
