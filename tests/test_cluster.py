@@ -101,6 +101,8 @@ def test_a_matrix_without_an_inverse(client, X):
     twice = np.vstack([X, X[:1]])
     with pytest.raises(ValueError, match="lam = 0 is singular to working precision; choose"):
         cluster.ClusterInverse(ntk, twice, 0.0, client, tile=61)
+    with pytest.raises(ValueError, match="lam = 0.1 is singular to working precision; choose"):
+        cluster.ClusterInverse(lambda A, B=None: -ntk(A, B), X, 0.1, client, tile=61)
 
 
 def test_workers_with_too_little_memory(client, X, monkeypatch):
