@@ -43,7 +43,8 @@ IMAGES = (
     ".webp",
 )  # fmt: skip
 OTHERS = (".avif", ".heic", ".heif", ".jxl")  # images that are not read
-TESTS = ("test", "val", "valid", "validation")  # names of the folder of test images, beside "train"
+TRAINS = ("train", "training")  # names of the folder of training images, and of that beside it
+TESTS = ("test", "testing", "val", "valid", "validation")
 SYSTEMS = {  # folders that systems and programs leave behind
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
     "__pycache__",
@@ -153,7 +154,8 @@ def load(
 
     `name` is "digits" (1,797 scans of 8×8 pixels, embedded in scikit-learn), "mnist", "cifar10", or
     a folder of images with one sub-folder a class, absolute or below `root()`. Or these are inside
-    of "train" and of one of "test", "val", "valid" and "validation", the first that is there.
+    of "train" or "training" and of one of "test", "testing", "val", "valid" and "validation", the
+    first that is there, in capitals or not.
     After a colon come the classes of label +1 and −1: "mnist:4/9", "cifar10:airplane+ship/cat+dog",
     "/path/to/photos:cats/dogs"; or more of them, "mnist:1/2/3", or every class there is,
     "mnist:all". The folder is the longest that is there, and a class the longest name that is
@@ -299,7 +301,7 @@ def _groups(source: str, wanted: str, there: list[str], least: int) -> list[list
     if len(there) < least:
         raise ValueError(
             f"{source!r} has images of one class only, {there[0]!r}; put those of another into a "
-            "sub-folder beside it" + LAYOUT.format(source) * (there == ["train"])
+            "sub-folder beside it" + LAYOUT.format(source) * (there[0].casefold() in TRAINS)
         )
     wanted = _plain(wanted or DEFAULT_CLASSES.get(source, ""))
     sides = wanted.split("/")
@@ -410,9 +412,13 @@ def _folder(source: str) -> Path | None:
 
 def _parts(folder: Path) -> list[Path]:
     """Return the folders of training and of test images, if there are both."""
-    train, *tests = (folder / name for name in ("train", *TESTS))
-    test = next(filter(Path.is_dir, tests), None)
-    return [train, test] if test and train.is_dir() else []
+    there = {
+        entry.name.casefold(): Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()
+    }
+    found = [
+        next((there[name] for name in names if name in there), None) for names in (TRAINS, TESTS)
+    ]
+    return found if all(found) else []
 
 
 def _sub_folders(folder: Path) -> list[str]:
@@ -464,7 +470,7 @@ def _below(folder, endings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     A folder that links lead to again, as one to its parent does, is gone through once.
     """
     seen = set()
-    for place, below, inside in os.walk(folder, followlinks=True):
+    for place, below, inside in os.walk(folder, onerror=_closed, followlinks=True):
         here = os.stat(place)
         again = (here.st_dev, here.st_ino) in seen
         below[:] = [] if again else sorted(filter(_shown, below))
@@ -472,6 +478,13 @@ def _below(folder, endings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             continue
         seen.add((here.st_dev, here.st_ino))
         yield from ((place, x) for x in inside if _shown(x) and x.lower().endswith(endings))
+
+
+def _closed(error: OSError) -> None:
+    """Raise the error of a folder that cannot be read: its images would be left out in silence."""
+    raise OSError(
+        f"folder {error.filename} cannot be read ({error.strerror}); make it readable, or move it away"
+    ) from error
 
 
 def _files(folder: Path, there: list[str]) -> Pool:

@@ -1,5 +1,6 @@
 """Images to unit vectors: embedded digits, IDX files, CIFAR batches, folders, and damaged data."""
 
+import os
 import pickle
 import shutil
 import struct
@@ -838,3 +839,26 @@ def test_links_that_lead_round_give_no_image_twice(photos):
     (photos / "bee" / "link").symlink_to(elsewhere)  # which is followed
     files = data.pools("photos:ant/bee")[2][0].files
     assert len(files) == count + 1 and str(photos / "bee" / "link" / "x.png") in files
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAIN", "VAL"), ("Training", "Testing")])
+def test_capitals_and_endings_of_the_folders_of_training_and_test_images(root, names):
+    for blue, part in enumerate(names):
+        write_photos(root / "own" / part, blue=blue)
+    drawn = load("own:ant/cat", n_train=24, n_test=24)
+    assert all(f"/{names[0]}/" in file for file in drawn.files)
+    assert all(f"/{names[1]}/" in file for file in drawn.files_te)
+
+
+def test_a_folder_that_cannot_be_read_is_named(photos, monkeypatch):
+    scan = os.scandir
+
+    def closed(place):
+        if str(place).endswith("bee"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    words = r"folder .*/bee cannot be read \(Permission denied\); make it readable, or move it away"
+    with pytest.raises(OSError, match=words):
+        load("photos:ant/bee", n_train=4, n_test=2)
