@@ -412,13 +412,9 @@ def _folder(source: str) -> Path | None:
 
 def _parts(folder: Path) -> list[Path]:
     """Return the folders of training and of test images, if there are both."""
-    there = {
-        entry.name.casefold(): Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()
-    }
-    found = [
-        next((there[name] for name in names if name in there), None) for names in (TRAINS, TESTS)
-    ]
-    return found if all(found) else []
+    there = {x.name.casefold(): Path(x.path) for x in os.scandir(folder) if x.is_dir()}
+    found = [[there[name] for name in names if name in there] for names in (TRAINS, TESTS)]
+    return [places[0] for places in found] if all(found) else []
 
 
 def _sub_folders(folder: Path) -> list[str]:
@@ -483,7 +479,8 @@ def _below(folder, endings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 def _closed(error: OSError) -> None:
     """Raise the error of a folder that cannot be read: its images would be left out in silence."""
     raise OSError(
-        f"folder {error.filename} cannot be read ({error.strerror}); make it readable, or move it away"
+        f"folder {error.filename} cannot be read ({error.strerror}); make it readable, or move it "
+        "away"
     ) from error
 
 
