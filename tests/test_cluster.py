@@ -49,6 +49,8 @@ def test_it_is_the_dense_inverse(client, X, tile):
         near(Q.rows(group), dense.rows(group), CLOSE)
         near(Q.block(group), dense.block(group), CLOSE)
     near(Q.off_diagonal(), dense.off_diagonal(), CLOSE)
+    kept = Q @ b, Q.diagonal(), Q.rows([0]), Q.off_diagonal()  # here, and not on the workers
+    assert {type(x) for x in kept} == {np.ndarray}
     near(Q.largest(), dense.largest(), CLOSE)
     np.testing.assert_array_equal(Q.kernel_diagonal(), np.full(N, 0.5))
 

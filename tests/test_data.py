@@ -862,3 +862,8 @@ def test_a_folder_that_cannot_be_read_is_named(photos, monkeypatch):
     words = r"folder .*/bee cannot be read \(Permission denied\); make it readable, or move it away"
     with pytest.raises(OSError, match=words):
         load("photos:ant/bee", n_train=4, n_test=2)
+
+
+def test_an_unknown_class_among_several_is_named_without_spaces():
+    with pytest.raises(ValueError, match="class 'x' is not in 'digits'; choose from 0, 1"):
+        load("digits:3 + x / 8", n_train=4, n_test=2)

@@ -76,7 +76,7 @@ def test_integers_that_are_wrong_in_one_layout_do_not_win(wrong, monkeypatch):
 
     def saturated(A, B):
         calls.append(1)
-        return exact(A, B) - (len(calls) == wrong + 1)
+        return exact(A, B) - int(len(calls) == wrong + 1)
 
     monkeypatch.setattr(torch, "_int_mm", saturated)
     monkeypatch.setattr(product.time, "perf_counter", lambda: next(now))
