@@ -48,6 +48,8 @@ AUDIT = [
 TESTS = {  # of modules without tests/test_MODULE.py, and a choice where all would take long
     "audit": AUDIT, "points": AUDIT, "report": AUDIT,
     "stream": ["tests/test_packed.py", "-k", "stream or influences"],
+    "packed": ["tests/test_packed.py", "-k", "not (memory-1- or folder-7- or duplicates)"],
+    "retrain": ["tests/test_retrain.py", "-k", "not (thm_2 or dask or kill_9)"],
 }  # fmt: skip
 
 FLIPS = {
