@@ -241,11 +241,10 @@ def record(module: str, count: Counter) -> None:
     """Write the row of a module into the record, in the place of its last one."""
     every = sum(1 for _ in mutants(module))
     row = [every, count.total(), *(count[verdict] for verdict in COUNTS[2:5]), date.today()]
-    table = rows(RECORD) | {module: row}
+    table = {m: r for m, r in rows(RECORD).items() if r != [*COUNTS]} | {module: row}
     with open(RECORD, "w", encoding="utf-8", newline="") as handle:
-        head = ("module", table.pop("module", COUNTS))
         csv.writer(handle, lineterminator="\n").writerows(
-            [name, *rest] for name, rest in [head, *sorted(table.items())]
+            [name, *rest] for name, rest in [("module", COUNTS), *sorted(table.items())]
         )
 
 
