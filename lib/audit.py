@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lib import check, labels, report
+from lib import check, data, labels, report
 from lib.bounds import certificate
 from lib.journal import OtherSetting
 from lib.kernel import DIAGONAL, ntk
@@ -100,6 +100,12 @@ class Audit:
     copies: list[str] = field(default_factory=list)
     lost: float | None = None
 
+    def __repr__(self) -> str:
+        t = 0 if self.test is None else len(self.test.label)
+        shape = f"n = {len(self.train.label)}, t = {t}, c = {len(self.classes)}"
+        lam = "" if self.model is None else f", lam = {self.model.lam:g}"
+        return f"Audit: {self.name}, {shape}{lam}"
+
     def outputs(self, label: np.ndarray) -> np.ndarray:
         """Labels of two classes as ±1, (n,), of c > 2 as one-hot rows less 1/c, (n, c)."""
         c, number = len(self.classes), pd.Index(self.classes).get_indexer(label)
@@ -168,6 +174,7 @@ def audit(
     name = name if ":" in name else Path(name).name
     found = Audit(name, train, test, _classes(train.label))
     found.note, found.unused = encode(train, *(x for x in (test, known) if x))
+    data.different(f"training points of {name!r}", train.X)
     for which, x in (("test", test), ("clean", known)):
         if x and (count := _copies(train.X, x.X)):
             found.copies.append(f"{count} of the {len(x.X)} {which} points")
@@ -230,6 +237,8 @@ def _folder(out, source) -> Path:
             f"out = {str(out)!r} lies in {str(source)!r}, where it would be a class; choose a "
             "folder elsewhere"
         )
+    if not isinstance(out, str | Path):
+        raise TypeError(f"out must be the name of a folder, not {out!r}; pass one")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out or "/nowhere").close()  # "" would be the current folder

@@ -50,8 +50,9 @@ def lower_bound(influence: RidgeInfluence, lam_min: float, *, sharp: bool = Fals
     >>> lower_bound(one, 0.5).tolist(), lower_bound(one, 0.5, sharp=True).tolist()
     ([[0.125], [0.046875]], [[0.1875], [0.0625]])
     """
-    g = _share(influence.model, lam_min, smallest=True)
-    return g * np.abs(influence.exact) - ((1 - g) if sharp else 1) * influence.T2
+    g = _share(_of(influence), lam_min, smallest=True)
+    share = 1 - g if check.flag("sharp", sharp) else 1
+    return g * np.abs(influence.exact) - share * influence.T2
 
 
 def upper_bound(influence: RidgeInfluence, lam_max: float) -> np.ndarray:
@@ -67,7 +68,7 @@ def upper_bound(influence: RidgeInfluence, lam_max: float) -> np.ndarray:
     >>> upper_bound(model.influence([[0.5], [0.25]], [1.0]), 0.5).tolist()
     [[0.375], [0.109375]]
     """
-    G = _share(influence.model, lam_max, smallest=False)
+    G = _share(_of(influence), lam_max, smallest=False)
     return G * np.abs(influence.exact) + influence.T2
 
 
@@ -110,7 +111,7 @@ def subtracted_term(influence: RidgeInfluence, delta: float, k_xx: float) -> np.
     >>> subtracted_term(one, 0.5, k_xx=0.5).tolist(), one.T2.tolist()
     ([0.2], [[0.125], [0.03125]])
     """
-    model, delta = influence.model, check.number("delta", delta, above=0)
+    model, delta = _of(influence), check.number("delta", delta, above=0)
     if delta > 1:
         raise ValueError(f"delta = {delta:g} is no probability; choose one in (0, 1]")
     if model.lam == 0:
@@ -140,7 +141,8 @@ def certificate(model: Ridge, k_xx: float) -> np.ndarray:
     ([0.125, 0.125], [[0.125], [0.03125]])
     """
     # [QKQ]_ii = Q_ii h_i − λ Σ_{j≠i} Q_ij²: unlike Q_ii − λ [Q²]_ii it keeps its digits
-    Q, k_xx = model.Q, _largest(model, k_xx)
+    k_xx = _largest(check.made("model", model, Ridge, "pass Ridge(K, Y, lam)"), k_xx)
+    Q = model.Q
     norm = np.clip(Q.diagonal() * model.h - model.lam * Q.off_diagonal(), 0, None)
     return 0.5 * k_xx * squares(model.rho) * norm
 
@@ -190,7 +192,7 @@ def certified(
     >>> bound.round(8).tolist(), within.tolist()
     ([[0.0036875], [0.00246875]], [[True], [False]])
     """
-    model, tolerance = influence.model, check.number("tolerance", tolerance, above=0)
+    model, tolerance = _of(influence), check.number("tolerance", tolerance, above=0)
     if model.lam == 0:
         raise ValueError("lam = 0 makes every estimate 0; fit with lam > 0, or use the exact one")
     h, tau, low = model.h[:, None], certificate(model, k_xx)[:, None], influence.rescaled
@@ -233,6 +235,12 @@ def subset_bound(K, lam: float) -> tuple[np.ndarray, np.ndarray]:
         better = found < best
         best[better], size[better] = found[better], m
     return best, size
+
+
+def _of(influence: RidgeInfluence) -> Ridge:
+    """Return the model of an influence."""
+    remedy = "pass Ridge(K, Y, lam).influence(k, y_te)"
+    return check.made("influence", influence, RidgeInfluence, remedy).model
 
 
 def _largest(model: Ridge, k_xx: float) -> float:

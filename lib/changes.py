@@ -31,6 +31,7 @@ class Removal(Influence):
     """
 
     def __init__(self, model: Ridge, groups: Iterable, k, y_te):
+        self.lam = check.made("model", model, Ridge, "pass Ridge(K, Y, lam)").lam
         k = check.columns(k, len(model.Y))
         shift, self.ihvp, pairs = [], [], []
         f = model.predict(k)
@@ -41,6 +42,10 @@ class Removal(Influence):
             self.ihvp.append((alpha * products(r, self.r_te)).sum(axis=0))
             pairs.append([_norm(model, G, rho), _norm(model, G, rho - r)])
         self._shift, self.ihvp, self._norms = np.array(shift), np.array(self.ihvp), np.array(pairs)
+
+    def __repr__(self) -> str:
+        groups, t = len(self.shift), len(self.f)
+        return f"Removal: groups = {groups}, t = {t}, lam = {self.lam:g}"
 
     def bound(self, k_xx: float) -> np.ndarray:
         """Return a bound on abs(I − Î) for each group and test point, (groups, t).
@@ -70,6 +75,7 @@ def relabelling(model: Ridge, points, labels, k, y_te) -> Influence:
     >>> relabelling(model, [1], [1.0], [[0.5], [0.25]], [1.0]).exact.tolist()
     [[-0.25]]
     """
+    check.made("model", model, Ridge, "pass Ridge(K, Y, lam)")
     k = check.columns(k, len(model.Y))
     points = check.indices("points", points, len(model.Y))
     delta = _like("labels", labels, len(points), model) - model.Y[points]
@@ -94,6 +100,7 @@ def addition(
     >>> addition(model, ntk, X, X[:1], [1.0], X[:1], [1.0]).exact.round(6).tolist()  # seen twice
     [[-0.069444]]
     """
+    check.made("model", model, Ridge, "pass Ridge(K, Y, lam)")
     new = check.columns(kernel(X, check.array("X_new", X_new, 2)), len(model.Y))
     y_new = _like("y_new", y_new, new.shape[1], model)
     groups = range(len(y_new)) if groups is None else groups

@@ -207,8 +207,8 @@ def columns(k, n: int) -> np.ndarray:
 def number(name: str, x, *, above: float | None = None, at_least: float | None = None) -> float:
     """Return `x` as a finite float, strictly greater than `above` or not less than `at_least`."""
     try:
-        if np.ndim(x):
-            raise TypeError("an array")
+        if np.ndim(x) or isinstance(x, bool | np.bool_):
+            raise TypeError("an array, or a truth")
         value = float(x + 0)  # which refuses text
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number, not {x!r}; pass one, such as 20") from error
@@ -250,6 +250,28 @@ def indices(name: str, index, n: int) -> np.ndarray:
         twice = values[counts.argmax()]
         raise IndexError(f"{name} names {twice} more than once; name each point once")
     return found
+
+
+def flag(name: str, x) -> bool:
+    """Return `x` if it is True or False: any text is true, "no" as well."""
+    if not isinstance(x, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, not {short(x)}; pass one of them")
+    return bool(x)
+
+
+def made(name: str, x, kind: type, remedy: str):
+    """Return `x` if it is an object of the library, of that kind."""
+    if not isinstance(x, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        what = f"{name} must be {article} {kind.__module__}.{kind.__name__}"
+        raise TypeError(f"{what}, not {short(x)}; {remedy}")
+    return x
+
+
+def short(x) -> str:
+    """Return a value as text on one line, or its type where that is long."""
+    text = repr(x)
+    return text if len(text) <= 60 and "\n" not in text else f"of type {type(x).__name__}"
 
 
 def several(name: str, values, of: str) -> Iterable:

@@ -18,6 +18,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lib import check
+from lib import check, packed
 
 VARIABLE = "NTK_DATA"
 CLASSES = {
@@ -42,7 +43,8 @@ IMAGES = (
     ".webp",
 )  # fmt: skip
 OTHERS = (".avif", ".heic", ".heif", ".jxl")  # images that are not read
-TESTS = ("test", "val", "valid", "validation")  # names of the folder of test images, beside "train"
+TRAINS = ("train", "training")  # names of the folder of training images, and of that beside it
+TESTS = ("test", "testing", "val", "valid", "validation")
 SYSTEMS = {  # folders that systems and programs leave behind
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
     "__pycache__",
@@ -128,6 +130,23 @@ def unit_rows(X) -> np.ndarray:
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
+def different(what: str, X: np.ndarray) -> None:
+    """Raise `ValueError` if all rows of unit norm are equal, and so teach nothing."""
+    if np.ptp(X, axis=0).max() < 1e-12:
+        raise ValueError(
+            f"all {len(X)} {what} are equal once they have unit norm, as shades of one colour are: "
+            "there is nothing to learn from them; add some that differ"
+        )
+
+
+def unread(name: str) -> ValueError:
+    """Return the error for a class without an image of a format that is read."""
+    return ValueError(
+        f"class {name!r} has only images of a format that is not read ({', '.join(OTHERS)}); save "
+        "them as .png or .jpg"
+    )
+
+
 def load(
     name: str, n_train: int = 200, n_test: int = 100, seed: int = 0, size: int | None = None
 ) -> Data:
@@ -135,7 +154,8 @@ def load(
 
     `name` is "digits" (1,797 scans of 8×8 pixels, embedded in scikit-learn), "mnist", "cifar10", or
     a folder of images with one sub-folder a class, absolute or below `root()`. Or these are inside
-    of "train" and of one of "test", "val", "valid" and "validation", the first that is there.
+    of "train" or "training" and of one of "test", "testing", "val", "valid" and "validation", the
+    first that is there, in capitals or not.
     After a colon come the classes of label +1 and −1: "mnist:4/9", "cifar10:airplane+ship/cat+dog",
     "/path/to/photos:cats/dogs"; or more of them, "mnist:1/2/3", or every class there is,
     "mnist:all". The folder is the longest that is there, and a class the longest name that is
@@ -151,8 +171,9 @@ def load(
 
     Raises `ValueError` for an unknown data set or class, naming those there are, for a number of
     images that is too large or no multiple of the number of labels, a blank image, images that
-    differ in size, and training images that are all equal once they have unit norm; `OSError` for
-    data that are neither on disk nor to be downloaded, and for damaged files, naming all of them.
+    differ in size, a class whose images are not read, and training images that are all equal once
+    they have unit norm; `OSError` for data that are neither on disk nor to be downloaded, and for
+    damaged files, naming all of them; `MemoryError` before it reads what memory does not hold.
 
     >>> data = load("digits:3/8", n_train=20, n_test=10)
     >>> print(data, data.X.shape, data.Y_te.sum())
@@ -181,11 +202,7 @@ def load(
     index, index_te = np.concatenate(index)[order], np.concatenate(index_te)[order_te]
     images, images_te = _read([(train, index), (test or train, index_te)], sum(groups, []), size)
     X = _unit("training", images, train, index)
-    if np.abs(X - X[0]).max() < 1e-12:
-        raise ValueError(
-            f"all {len(X)} training images of {source!r} are equal once they have unit norm, as "
-            "shades of one colour are: there is nothing to learn from them; add images that differ"
-        )
+    different(f"training images of {source!r}", X)
     label = np.array([1.0, -1.0]) if c == 2 else np.eye(c) - 1 / c
     data = Data(
         name=Path(source).name if Path(source).is_absolute() else source,
@@ -284,7 +301,7 @@ def _groups(source: str, wanted: str, there: list[str], least: int) -> list[list
     if len(there) < least:
         raise ValueError(
             f"{source!r} has images of one class only, {there[0]!r}; put those of another into a "
-            "sub-folder beside it" + LAYOUT.format(source) * (there == ["train"])
+            "sub-folder beside it" + LAYOUT.format(source) * (there[0].casefold() in TRAINS)
         )
     wanted = _plain(wanted or DEFAULT_CLASSES.get(source, ""))
     sides = wanted.split("/")
@@ -336,10 +353,11 @@ def _take(
 ):
     if count <= len(members):
         return members[:count]
-    if len(members):
-        remedy = f"use {argument} <= {labels * len(members)}"
-    else:
-        remedy = "choose a smaller n_train" if left else f"add files ({', '.join(IMAGES)})"
+    if not len(members) and not left:
+        raise unread(names)
+    remedy = (
+        f"use {argument} <= {labels * len(members)}" if len(members) else "choose a smaller n_train"
+    )
     raise ValueError(
         f"{argument} = {labels * count} needs {count} images of {names}, but only {len(members)} "
         f"are {'left' if left else 'there'}; {remedy}"
@@ -394,9 +412,9 @@ def _folder(source: str) -> Path | None:
 
 def _parts(folder: Path) -> list[Path]:
     """Return the folders of training and of test images, if there are both."""
-    train, *tests = (folder / name for name in ("train", *TESTS))
-    test = next(filter(Path.is_dir, tests), None)
-    return [train, test] if test and train.is_dir() else []
+    there = {x.name.casefold(): Path(x.path) for x in os.scandir(folder) if x.is_dir()}
+    found = [[there[name] for name in names if name in there] for names in (TRAINS, TESTS)]
+    return [places[0] for places in found] if all(found) else []
 
 
 def _sub_folders(folder: Path) -> list[str]:
@@ -429,7 +447,12 @@ def _classes(folder: Path) -> dict[str, Path]:
 
 def _plain(name: str) -> str:
     """Return a name as one compares it: letters in their NFC form, no spaces at the ends."""
-    return unicodedata.normalize("NFC", name).strip()
+    return unicodedata.normalize("NFC", printable(name)).strip()
+
+
+def printable(name: str) -> str:
+    """Return the name of a file with a mark for each byte that is no text in UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _shown(name: str) -> bool:
@@ -438,10 +461,27 @@ def _shown(name: str) -> bool:
 
 
 def _below(folder, endings: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Go through the files below a folder that have one of the endings: (place, name)."""
-    for place, below, inside in os.walk(folder, followlinks=True):
-        below[:] = filter(_shown, below)
+    """Go through the files below a folder that have one of the endings: (place, name).
+
+    A folder that links lead to again, as one to its parent does, is gone through once.
+    """
+    seen = set()
+    for place, below, inside in os.walk(folder, onerror=_closed, followlinks=True):
+        here = os.stat(place)
+        again = (here.st_dev, here.st_ino) in seen
+        below[:] = [] if again else sorted(filter(_shown, below))
+        if again:
+            continue
+        seen.add((here.st_dev, here.st_ino))
         yield from ((place, x) for x in inside if _shown(x) and x.lower().endswith(endings))
+
+
+def _closed(error: OSError) -> None:
+    """Raise the error of a folder that cannot be read: its images would be left out in silence."""
+    raise OSError(
+        f"folder {error.filename} cannot be read ({error.strerror}); make it readable, or move it "
+        "away"
+    ) from error
 
 
 def _files(folder: Path, there: list[str]) -> Pool:
@@ -461,10 +501,25 @@ def _files(folder: Path, there: list[str]) -> Pool:
     return Pool(np.array(targets, dtype=int), None, 1, np.array(files, dtype=str))
 
 
+def _room(draws: list[tuple[Pool, np.ndarray]], size: int | None) -> None:
+    """Raise `MemoryError` if memory does not hold three arrays of float64 of so many images."""
+    (pool, index), many = draws[0], sum(len(index) for _, index in draws)
+    with suppress(OSError):  # all that cannot be read are named when they are read
+        if size is not None:
+            one = 3 * size**2
+        else:
+            one = (
+                pixels(pool.files[index[0]], None) if pool.images is None else pool.images[0]
+            ).size
+        remedy = "choose a smaller size, n_train or n_test"
+        packed.room(f"reading {many} images", 24 * many * one, remedy)
+
+
 def _read(
     draws: list[tuple[Pool, np.ndarray]], classes: list[int], size: int | None, progress=False
 ) -> list[np.ndarray]:
     """Return the images at the given positions of each pool; all of one size."""
+    _room(draws, size)
     if draws[0][0].images is not None:
         return [pool.images[index] / float(pool.white) for pool, index in draws]
     try:

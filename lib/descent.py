@@ -33,7 +33,8 @@ def gradient_descent(
     Raises `RuntimeError` if it diverges, oscillates in a `step` of the caller's choice, or does not
     come to rest, naming a step that is stable at the pattern where that was seen; `ValueError` for
     a step that is not stable at the start and other bad input; `IndexError` for indices out of
-    range or removed twice; `TypeError` for a `keep` that is no list.
+    range or removed twice; `TypeError` for a `keep` that is no list and a `start` that is no
+    trained network.
     Source: Zhang and Zhang (2022), Eq 2, 3.
 
     >>> problem = Problem([[1.0]], [1.0], [[1.0]], lam=0.5, m=4000, kappa=0.1, seed=0,
@@ -42,7 +43,8 @@ def gradient_descent(
     >>> end.trajectory[0][0].round(1).tolist(), end.f.round(1).tolist()  # from 0 to K/(K + λ)
     ([0.0], [0.5])
     """
-    began, state = time.perf_counter(), State(problem, start, remove)
+    began, momentum = time.perf_counter(), check.flag("momentum", momentum)
+    state = State(problem, start, remove)
     stable, chosen = 2 / state.stiffness(), step is not None
     step = check.number("step", step, above=0) if chosen else stable / 4
     tol = check.number("tol", tol, at_least=0)

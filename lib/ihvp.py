@@ -36,6 +36,7 @@ def ihvp(trained: Trained, y_te, *, at_kink: int | None = None) -> np.ndarray:
     >>> ihvp(newton(p), [1.0]).round(3).tolist()  # the limit, Eq 13: 0.211 · 0.789 · 0.5
     [[0.084]]
     """
+    check.made("trained", trained, Trained, "pass what newton or gradient_descent returned")
     if len(trained.removed):
         raise ValueError(
             f"trained lacks the training points {trained.removed[:5].tolist()}; "

@@ -68,9 +68,7 @@ def deep_ntk(
     >>> deep_ntk(X, depth=3).round(6).tolist()
     [[2.0, 0.868922], [0.868922, 2.0]]
     """
-    depth = check.integer("depth", depth)
-    if not isinstance(frozen, bool):
-        raise TypeError(f"frozen must be True or False, not {frozen!r}; pass one of them")
+    depth, frozen = check.integer("depth", depth), check.flag("frozen", frozen)
     layers = partial(_layers, depth=depth, frozen=frozen)
     return angular(X, X2, layers, (depth + (not frozen)) / 2, dtype, block)
 

@@ -43,7 +43,7 @@ def scores(model: Ridge, *, ihvp: bool = False, clean=None) -> dict[str, np.ndar
     """
     Y, own = model.Y, _classes(model.Y)
     r, rho = model.r, model.rho
-    if ihvp:
+    if check.flag("ihvp", ihvp):
         rho = ((1 + model.h) * r.T).T
         of_itself = model.h * squares(r)
     else:

@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev, jvp, vmap
-from torch.utils.data import DataLoader, Dataset
+from torch.func import functional_call, jacrev, vjp, vmap
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from lib import check
 from lib.kernel import products
@@ -55,8 +55,8 @@ def empirical_ntk(
 
 
 def kernels(
-    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool = True, *, trace: bool = False,
-    dtype: str = "float64", memory: float = 1e9,
+    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool, *, trace: bool,
+    memory: float, dtype: str = "float64",
 ) -> np.ndarray:  # fmt: skip
     """Return the rows of A in the kernel of `empirical_ntk`: with A itself, if `own`, then with B.
 
@@ -65,7 +65,7 @@ def kernels(
     c = f.outputs("X", A[:2])[0].size
     if len(B):
         f.outputs("X2", B[:2])
-    width = 1 if trace else c  # rows that a point has in K
+    width = 1 if check.flag("trace", trace) else c  # rows that a point has in K
     # a block of points has its Jacobians in the module's type, and one more in float64
     step = max(1, int(check.number("memory", memory, above=0) // (24 * c * f.size)))
     parts = [slice(i, i + step) for i in range(0, len(A), step)]
@@ -139,9 +139,16 @@ class Function:
                 "model is in training mode, where dropout is random and batch normalisation mixes "
                 "the points of a batch; call model.eval()"
             )
+        if isinstance(model, nn.DataParallel | torch.jit.ScriptModule):
+            raise TypeError(
+                f"model is a {type(model).__name__}, whose parameters cannot be exchanged; pass "
+                "the module inside, model.module, or the one before torch.jit"
+            )
         self.model = model
         every = dict(model.named_parameters())
         self.theta = {k: every[k].detach() for k in _names(every, chosen)}
+        if twofold := [k for k, v in self.theta.items() if v.is_complex()]:
+            raise TypeError(f"parameter {twofold[0]!r} is complex; choose parameters that are real")
         state = {**every, **dict(model.named_buffers())}
         self.rest = {k: v.detach() for k, v in state.items() if k not in self.theta}
         self.size = sum(v.numel() for v in self.theta.values())
@@ -225,9 +232,10 @@ class Function:
 
     def along(self, v: dict[str, torch.Tensor], X: torch.Tensor, block: int = 1000) -> np.ndarray:
         """Return J v for a change v of θ, shaped like the outputs."""
-        Jv = [
-            jvp(lambda theta, x=x: self(theta, x), (self.theta,), (v,))[1] for x in X.split(block)
-        ]
+        Jv = []
+        for x in X.split(block):  # Jᵀu is linear in u: weight norm, for one, has no forward mode
+            f, back = vjp(lambda theta, x=x: self(theta, x), self.theta)
+            Jv.append(vjp(lambda u, back=back: back(u)[0], torch.zeros_like(f))[1](v)[0])
         return torch.cat(Jv).detach().double().cpu().numpy()
 
 
@@ -255,7 +263,14 @@ class Labelled:
 
 def _read(role: str, data) -> tuple:
     """Return the points and labels of (X, Y), a data set or a loader."""
-    data = data.dataset if isinstance(data, DataLoader) else data
+    collate = None
+    if isinstance(data, DataLoader):
+        if not isinstance(data.sampler, RandomSampler | SequentialSampler):
+            raise ValueError(
+                f"{role} has a {type(data.sampler).__name__}, which may leave points out or count "
+                "them twice; pass the data set, or a Subset of the points that it draws"
+            )
+        data, collate = data.dataset, data.collate_fn
     kept = isinstance(data, Dataset) and hasattr(data, "__len__")  # one that can be read twice
     pair = data[0] if kept else data
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
@@ -270,7 +285,8 @@ def _read(role: str, data) -> tuple:
                 f"{role} gives another point each time that it is read; switch off random "
                 "augmentation"
             )
-        pair = (torch.cat(parts) for parts in zip(*DataLoader(data, 256), strict=True))
+        batches = DataLoader(data, 256, collate_fn=collate)
+        pair = (torch.cat(parts) for parts in zip(*batches, strict=True))
     X, Y = pair
     return X, Y.detach().cpu() if isinstance(Y, torch.Tensor) else Y
 
@@ -282,7 +298,10 @@ def _names(every: dict[str, nn.Parameter], chosen: Iterable[str] | None) -> list
         if not found:
             raise ValueError("model has no parameter that requires a gradient; name some")
         return found
-    chosen = [chosen] if isinstance(chosen, str) else list(chosen)
+    chosen = [chosen] if isinstance(chosen, str) else chosen
+    chosen = list(check.several("parameters", chosen, "names"))
+    if other := [one for one in chosen if not isinstance(one, str)]:
+        raise TypeError(f"parameters has {other[0]!r}, which is no text; pass names")
     for pattern in chosen or ["(none)"]:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise ValueError(
@@ -321,9 +340,17 @@ def kinks(
 def directions(
     model: nn.Module, X, chosen, *, parameters: Iterable[str] | None = None
 ) -> np.ndarray:
-    """Return ∇_θ z of chosen inputs of ReLUs, (q, p); `chosen` is (n, number of inputs)."""
+    """Return ∇_θ z of chosen inputs of ReLUs, (q, p); `chosen` is (n, number of inputs).
+
+    Raises `ValueError` for a `chosen` of another number of points.
+    """
     f, rows = Function(model, parameters), []
-    for x, one in zip(f.points("X", X), chosen, strict=True):
+    X = f.points("X", X)
+    if len(chosen) != len(X):
+        raise ValueError(
+            f"chosen has {len(chosen)} rows, but there are {len(X)} points; pass on_kink(model, X)"
+        )
+    for x, one in zip(X, chosen, strict=True):
         if one.any():
 
             def inputs(v, x=x, one=one):

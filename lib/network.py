@@ -24,6 +24,7 @@ def neurons(
     Arguments and errors are those of `initialise`.
     """
     d, m = check.integer("d", d), check.integer("m", m)
+    antisymmetric = check.flag("antisymmetric", antisymmetric)
     seed = check.integer("seed", seed, at_least=0)
     kappa = check.number("kappa", kappa, above=0)
     if not 1e-30 < kappa < 1e30:

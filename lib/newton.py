@@ -45,7 +45,8 @@ def newton(
 
     Raises `RuntimeError` if f still changes by more than 0.02 (rms), as it does where κ√m is too
     small and many pairs are on kinks; `IndexError` for indices out of range or removed twice,
-    `ValueError` for a start of another problem and bad numbers.
+    `ValueError` for a start of another problem and bad numbers, `TypeError` for a start that is no
+    trained network.
     Source: ours, for Eq 2, 3 and 10 of Zhang and Zhang (2022).
 
     >>> X = np.eye(3)

@@ -70,6 +70,13 @@ def read(
     argument; only a "source" needs points of all `classes`.
     """
     pools = []
+    if not isinstance(label, str | int | None):
+        raise TypeError(f"label must be the name of a column or an array, not {label!r}; pass one")
+    if isinstance(classes, str):
+        raise TypeError(f"classes must be a list of names, not {classes!r}; pass [{classes!r}]")
+    if classes is not None and not (classes := list(check.several("classes", classes, "names"))):
+        raise ValueError("classes is empty; name two, or leave it out")
+    label = str(label) if isinstance(label, int) else label
     if isinstance(source, str | int | Path):
         source = data.text(name, str(source) if isinstance(source, Path) else source)
         file = Path(source).expanduser()
@@ -82,7 +89,8 @@ def read(
     elif isinstance(source, Mapping):
         parts = [part for end in ("", "_test") if (part := _arrays(source, end, label))]
     elif not isinstance(source, str):
-        raise TypeError(f"{name} = {source!r}; pass a path, a DataFrame or a dict of arrays")
+        what = f"{name} = {check.short(source)}"
+        raise TypeError(f"{what}; pass a path, a DataFrame or a dict of arrays X and y")
     elif label is not None:
         raise ValueError(f"label = {label!r} is for tables and arrays; leave it out: folders do")
     else:
@@ -92,8 +100,9 @@ def read(
     if classes is not None:
         classes, there = {word(one) for one in classes}, set(parts[0].label)
         if name == "source" and (unknown := classes - there):
+            if pools and min(unknown) in names:
+                raise data.unread(min(unknown))
             few = ", ".join(sorted(there)[:20])
-            few += ", or delete the empty folder" if pools and min(unknown) in names else ""
             raise ValueError(f"class {min(unknown)!r} has no points; choose from {few}")
         parts = [part.take(np.isin(part.label, list(classes))) for part in parts]
     rng = np.random.default_rng(check.integer("seed", seed, at_least=0))
@@ -101,6 +110,8 @@ def read(
     if len(parts) == 1 and n_test:  # set aside
         parts, pools, order = parts * 2, pools * 2, [order[0][n_test:], order[0][:n_test]]
     if not len(order[0]):
+        if not n_test:
+            raise ValueError(f"{name} has no points; add some")
         raise ValueError(
             f"{name} has {len(parts[0].label)} points to choose from, and n_test = {n_test} leaves "
             "no point; add some, or choose a smaller one"
@@ -115,13 +126,10 @@ def read(
         )
     for part, pool in zip(parts, pools, strict=False):
         files, index = part.source, part.X
-        with suppress(OSError):  # all that cannot be read are named when they are read
-            one = data.pixels(files[0], size) if files.any() else pool.images[0]
-            remedy = "choose a smaller size, n_train or n_test, or pass an .npz of features"
-            room(f"{name}, {len(files)} images", len(files) * one.size, remedy)
         images, part.X = data.read(pool, index, size, progress)
         part.show = files if files.any() else images
-        part.source = files if files.any() else np.array([f"image {i}" for i in index])
+        names = map(data.printable, files) if files.any() else (f"image {i}" for i in index)
+        part.source = np.array(list(names))
     return parts[0], parts[1] if len(parts) > 1 and len(parts[1].label) else None
 
 
@@ -134,7 +142,10 @@ def _file(name: str, path: Path, label: str | None) -> pd.DataFrame | dict:
     try:
         return FILES[suffix](path, label)
     except Exception as error:  # what a damaged file raises depends on the damage
-        why = f"cannot be read ({error}); save it anew, a .csv in UTF-8 with commas"
+        how = (
+            "with np.savez(file, X=X, y=y)" if suffix == ".npz" else "as .csv in UTF-8 with commas"
+        )
+        why = f"cannot be read ({error}); save it anew, {how}"
         if "pickle" in str(error):
             why = "is refused: it holds pickled Python objects, which can run code, or is damaged; "
             why += "save arrays of numbers and of text, such as np.array(names, dtype=str)"
@@ -182,7 +193,16 @@ def _arrays(file: Mapping, end: str, label: str | None) -> Points | None:
         if len(found) > 1:
             hint = f", or pass label={names[0]!r}" if len({n.lower() for n in found}) == 1 else ""
             raise ValueError(f"both {found[0]} and {found[1]} are there; leave out one{hint}")
-        return (found[0], np.atleast_1d(check.plain(found[0], file[found[0]]))) if found else None
+        if not found:
+            return None
+        one = check.plain(found[0], file[found[0]])
+        if not one.ndim:
+            kind = type(file[found[0]]).__name__
+            raise TypeError(
+                f"{found[0]} must be an array with a row for each point, not a single {kind}; "
+                "pass a dense array"
+            )
+        return found[0], one
 
     names, images = only("names"), only("images")
     X, y = only("embeddings", "X") or images, only(label) if label else only("y", "Y")
@@ -190,8 +210,9 @@ def _arrays(file: Mapping, end: str, label: str | None) -> Points | None:
     if end and X is None and y is None:
         return None
     if X is None or y is None or len({len(x) for _, x in filter(None, (X, y, names, images))}) > 1:
+        there = ", ".join(map(str, file)) or "(none)"
         raise ValueError(
-            f"the arrays {', '.join(file)} need X{end} (or embeddings, or images), {label}{end}, "
+            f"the arrays {there} need X{end} (or embeddings, or images), {label}{end}, "
             "and names and images, if any, of one length; save them with np.savez(file, X=X, y=y)"
         )
     if images is not None:  # numbers alone: text would name files, of the reader's disk
@@ -226,8 +247,9 @@ def _table(frame: pd.DataFrame, label: str | None, name: str) -> Points:
         )
     if not found or found[0] not in frame:
         few = ", ".join(list(frame)[:20])
-        if any(";" in column for column in frame):
-            few += f"; {name} seems to be separated by semicolons; save it with commas"
+        for mark, marks in ((";", "semicolons"), ("\t", "tabs")):
+            if any(mark in column for column in frame):
+                few += f"; {name} seems to be separated by {marks}; save it with commas"
         raise ValueError(f"label = {label!r} names no column of {name}; choose one of {few}")
     rows = frame.drop(columns=found).reset_index(drop=True)
     counts = tuple(c for c, x in rows.items() if _counts(x))
@@ -265,7 +287,7 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
     Columns of numbers, and an indicator of each value of text columns with at most 20 values, are
     scaled to mean 0 and standard deviation 1 on the training points. A constant column √d beside
     these d keeps the length of a row, which its direction loses: (1, 1) and (3, 3) would be the
-    same point. Dates, other text, and columns that number the rows are left out. Raises
+    same point. Dates, other text, constants, and columns that number the rows are left out. Raises
     `ValueError` for missing values, for columns of numbers and of text that is no number, and for
     points without the same features.
     """
@@ -277,6 +299,10 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
         note = "The features of each point were scaled to length 1: the model sees directions only."
         return note, ""
     numeric = frame[[c for c, x in frame.items() if kind.is_numeric_dtype(x)]]
+    if twofold := [c for c, x in numeric.items() if kind.is_complex_dtype(x)]:
+        raise ValueError(
+            f"column {twofold[0]!r} has complex numbers; make two columns of its parts"
+        )
     numbers = [c for c in numeric if c not in train.counts]
     texts = frame.drop(columns=list(numeric)).select_dtypes(exclude=["datetime", "datetimetz"])
     values = texts.astype(str).nunique()
@@ -299,7 +325,12 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
         )
     wide = pd.get_dummies(used.astype(dict.fromkeys(words, str)), columns=words) if width else used
     X = wide.to_numpy(float)
-    X = X[:, np.ptp(X[: len(frame)], axis=0) > 0]
+    X = np.ldexp(X, -np.frexp(np.abs(X).max(axis=0))[1])  # so that no square over- or underflows
+    own = X[: len(frame)]
+    varies = np.ptp(own, axis=0) > 16 * np.finfo(float).eps * np.abs(own).max(axis=0)
+    fixed = [c for c, moves in zip(numbers, varies, strict=False) if not moves]  # they come first
+    fixed += [c for c in words if values[c] == 1]
+    X = X[:, varies]
     if not X.size:
         raise ValueError(
             f"no column can be a feature, of {', '.join(frame) or 'none'}: add numbers; constants, "
@@ -310,7 +341,8 @@ def encode(train: Points, *others: Points) -> tuple[str, str]:
     for x, part in zip(sets, np.split(X, np.cumsum(sizes)[:-1]), strict=True):
         x.X = part
     why = dict.fromkeys(frame.columns, "date") | {c: f"{values[c]:,} texts" for c in values.index}
-    why |= dict.fromkeys(train.counts, "row number")
+    why |= dict.fromkeys(train.counts, "row number") | dict.fromkeys(fixed, "constant")
+    numbers, words = ([c for c in some if c not in fixed] for some in (numbers, words))
     unused = [f"{c} ({why[c]})" for c in frame if c not in {*numbers, *words}]
     return (
         f"Our choice for tables: the numbers of {len(numbers)} columns, and indicators of the "

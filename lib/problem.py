@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lib import check
+from lib import check, packed
 from lib.network import active, neurons
 from lib.product import overlap
 
@@ -32,7 +32,8 @@ class Problem:
     Newton from W(0) follows the flow in float64, which takes 2·m·n more numbers of float32.
 
     Raises `ValueError` for arguments outside these ranges, shapes that do not match, non-finite
-    values. Source: Zhang and Zhang (2022), Eq 1, 2.
+    values, and `MemoryError` for a width that memory does not hold.
+    Source: Zhang and Zhang (2022), Eq 1, 2.
 
     >>> Problem([[1.0, 0.0]], [1.0], [[0.0, 1.0]], lam=1, m=4, kappa=0.1, seed=0).Z0.shape
     torch.Size([4, 1])
@@ -48,9 +49,11 @@ class Problem:
         self.n, self.m = len(X), check.integer("m", m)
         self.lam = check.number("lam", lam, above=0)
         self.kappa = check.number("kappa", kappa, above=0)
-        device = check.device(device)
+        device, dtype = check.device(device), check.precision(dtype)
+        held = self.m * (self.n + len(X_te)) * dtype.itemsize
+        packed.room(f"the network of m = {self.m:,}", held, "choose a smaller m", device)
         self.Y = torch.as_tensor(check.labels("Y", Y, self.n), device=device)
-        like = {"dtype": check.precision(dtype), "device": device}
+        like = {"dtype": dtype, "device": device}
         A = torch.cat([X, X_te]).to(device)
         self.G64, self.G64_te = (A[: self.n] @ A.T).split([self.n, len(X_te)], dim=1)
         self.G, self.G_te = self.G64.to(**like), self.G64_te.to(**like)

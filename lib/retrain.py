@@ -123,8 +123,7 @@ def retrain(
         raise ValueError("workers = 0 trains nothing; pass a number, or -1 for every core")
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, not {method!r}")
-    if not isinstance(warm, bool):
-        raise TypeError(f"warm must be True or False, not {warm!r}; pass one of them")
+    warm = check.flag("warm", warm)
     options = _options(method, options)
     how = {"method": method, "warm": warm, "threads": check.integer("threads", threads)}
     header = _header(data, settings, how | {"options": options})
@@ -267,6 +266,7 @@ def retrain_modules(
     ([[0.666667], [-0.666667]], [[0.0], [0.666667]])
     """
     steps, together = check.integer("steps", steps, 2), check.integer("together", together)
+    decay, warm = check.flag("decay", decay), check.flag("warm", warm)
     fit = Fit(model, loss, train, X_te, check.number("lam", lam, above=0), steps, step, decay)
     groups = _groups(groups, len(fit.train.y))
     header = {"format": "lib.retrain.modules 1", "model": str(model), "lam": fit.lam}

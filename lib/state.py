@@ -28,12 +28,16 @@ class State:
 
     It begins at W(0), or where the trained network `start` is. `remove` are points to leave out,
     besides those that `start` has left out; `wide` keeps Z in float64. Raises `ValueError` for a
-    start of another problem, `IndexError` for points out of range, removed twice, or all points.
+    start of another problem, `IndexError` for points out of range, removed twice, or all points,
+    `TypeError` for a problem or a start that is none.
     """
 
     def __init__(self, problem: Problem, start: Trained | None, remove, wide: bool = False):
-        if start is not None and start.problem is not problem:
-            raise ValueError("start belongs to another problem; pass the problem start.problem")
+        check.made("problem", problem, Problem, "make one with Problem(X, Y, X_te, lam=1, ...)")
+        if start is not None:
+            check.made("start", start, Trained, "pass what newton or gradient_descent returned")
+            if start.problem is not problem:
+                raise ValueError("start belongs to another problem; pass the problem start.problem")
         self.problem = problem
         before = np.array([], dtype=int) if start is None else start.removed
         drop = check.indices("remove", remove, problem.n) if np.size(remove) else before[:0]

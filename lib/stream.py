@@ -53,6 +53,7 @@ def stream(
     >>> stream(model, ntk, X, X[:1], [1.0], top=1, progress=False).helpful.tolist()
     [[0]]
     """
+    check.made("model", model, Ridge, "pass Ridge(K, Y, lam)")
     n, t = len(model.Y), len(check.array("X_te", X_te, 2))
     y_te = check.targets("y_te", y_te, t)
     top, block = min(check.integer("top", top), n), check.integer("block", block)

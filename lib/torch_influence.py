@@ -95,19 +95,19 @@ def influence(
     parameters beside the loss, and comes to rest at no such minimum.
 
     `loss` is such a loss or an object of `lib.losses`. `train` and `test` are (X, Y), a data set of
-    torch, or a `DataLoader`, whose data set is read in its own order. Labels are what the loss asks
-    for; for softmax also the numbers of the classes. The module is in evaluation mode, on any
-    device. `parameters` and `memory` are those of `lib.module.empirical_ntk`: K is that of the
-    chosen parameters, which are taken to be all that training moves.
+    torch, or a `DataLoader`, whose data set is read in its own order and as it collates. Labels are
+    what the loss asks for; for softmax also the numbers of the classes. The module is in evaluation
+    mode, on any device. `parameters` and `memory` are those of `lib.module.empirical_ntk`: K is
+    that of the chosen parameters, which are taken to be all that training moves.
 
     Warns where `rest` exceeds 0.1: the model is no minimum for this λ. The curvature ∇²f of the
     network is left out, and so are kinks of its activations: `trust` tells how much that matters.
     Needs 8·nc·(5nc + 3tc) bytes, whatever the number of parameters.
 
     Raises `ValueError` for labels that do not match the outputs, λ ≤ 0, outputs that are not
-    finite, data that are drawn at random, another `start`, gradients that are all 0 and what
-    `empirical_ntk` refuses, `TypeError` for other losses and data, and `MemoryError` before it
-    starts where nc is too large, with what to do then.
+    finite, data that are drawn at random, a sampler that may leave points out, another `start`,
+    gradients that are all 0 and what `empirical_ntk` refuses, `TypeError` for other losses and
+    data, and `MemoryError` before it starts where nc is too large, with what to do then.
     Source: Zhang and Zhang (2022), Eq 12; Koh and Liang (2017).
 
     >>> line = nn.Linear(2, 1, bias=False).double().eval()  # the minimum for λ = ½: (1 + ½) w = ±1
@@ -122,7 +122,8 @@ def influence(
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
     one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
     _room(one.y.size, two.y.size)
-    K, v = kernels(at, one.X, two.X, memory=memory), at.theta if start is None else at.since(start)
+    K = kernels(at, one.X, two.X, own=True, trace=False, memory=memory)
+    v = at.theta if start is None else at.since(start)
     pull = [at.along(v, x) for x in (one.X, two.X)]
     found = ModuleInfluence(K, one.f, one.y, two.f, two.y, lam, loss, pull)
     found.X_te = two.X
@@ -202,10 +203,15 @@ def trust(
     are kept divides by n − 1, and so trains with another λ, which moves a model as much as a
     removal does: take the sum, and divide by n. Costs k + 1 trainings.
 
-    Raises `ValueError` for k below 2 or above the number of points, and `TypeError` if `train`
-    returns no module.
+    Raises `ValueError` for k below 2 or above the number of points and for a module with other
+    outputs, and `TypeError` for a `train` that is no function or returns no module.
     """
-    n = len(estimate.h)
+    remedy = "pass what influence returned"
+    n = len(check.made("estimate", estimate, ModuleInfluence, remedy).h)
+    if not callable(train):
+        raise TypeError(
+            f"train must be a function of the points to leave out, not {train!r}; pass it"
+        )
     if (k := check.integer("k", k, at_least=2)) > n:
         raise ValueError(f"k = {k} exceeds the {n} training points; choose a smaller one")
     order = np.argsort(estimate.h, kind="stable")
@@ -216,7 +222,13 @@ def trust(
         if not isinstance(net, nn.Module):
             name = type(net).__name__
             raise TypeError(f"train({without}) returned {name}; let it return the trained module")
-        f = outputs(net.eval(), estimate.X_te).reshape(estimate.f.shape)
+        f = outputs(net.eval(), estimate.X_te)
+        if f.size != estimate.f.size:
+            raise ValueError(
+                f"train({without}) returned a module with outputs {f.shape}, but the estimate has "
+                f"{estimate.f.shape}; train the same module"
+            )
+        f = f.reshape(estimate.f.shape)
         return estimate.loss.value(f, estimate.y_te)
 
     begin = losses([])
@@ -270,6 +282,9 @@ def full_influence(
     """
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
     one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
+    tol, steps = check.number("tol", tol, above=0), check.integer("steps", steps)
+    if tol >= 1:
+        raise ValueError(f"tol = {tol:g} asks for no step; choose one below 1, such as 1e-6")
     n, theta, free = len(one.y), at.vector, _free(hold, at.vector)
     tests, slope = two.losses, grad(lambda v, keep: keep @ one.losses(v))
 
@@ -310,7 +325,8 @@ def _free(hold, theta: torch.Tensor) -> Callable:
     """Return what takes the part along the rows of `hold` out of vectors of size p."""
     if hold is None or not len(hold):
         return lambda v: v
-    hold = torch.as_tensor(hold)
+    hold = hold.cpu() if isinstance(hold, torch.Tensor) else hold
+    hold = torch.as_tensor(check.array("hold", hold, (1, 2)))
     if hold.ndim != 2 or hold.shape[1] != len(theta):
         raise ValueError(
             f"hold has shape {tuple(hold.shape)}, but θ has {len(theta)} numbers; "

@@ -4,11 +4,13 @@
 
 A mutant is one small change of one module: < for <=, + for -, min for max, a number one larger, a
 call, an argument, a minus sign or a statement dropped. A fork of this process, which has imported
-torch once, runs tests/test_MODULE.py and the module's doctests against each.
+torch once, runs tests/test_MODULE.py, or what TESTS has in its place, and the module's doctests
+against each.
 
 Verdicts go to _build/mutants.csv as they come, and the next run goes on from there: what was killed
 stays so, and survivors are tried again once the module or its tests have changed. For mutants that
-no test can tell from the library, tests/equivalent.csv has the reason.
+no test can tell from the library, tests/equivalent.csv has the reason. tests/mutants.csv is the
+record: how many mutants of each module were drawn in its last run, and how many of them survived.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from datetime import date
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
@@ -34,7 +37,20 @@ from hypothesis import Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 VERDICTS, EQUIVALENT = ROOT / "_build" / "mutants.csv", ROOT / "tests" / "equivalent.csv"
+RECORD = ROOT / "tests" / "mutants.csv"
+COUNTS = "mutants", "tried", "killed", "equivalent", "survived", "date"
 ALLOWED = 0.03  # share of the mutants, without the equivalent ones, that may survive
+AUDIT = [
+    "tests/test_audit.py",
+    "-k",
+    "not (browser or of_photos or installed or packages)",
+]  # apart
+TESTS = {  # of modules without tests/test_MODULE.py, and a choice where all would take long
+    "audit": AUDIT, "points": AUDIT, "report": AUDIT,
+    "stream": ["tests/test_packed.py", "-k", "stream or influences"],
+    "packed": ["tests/test_packed.py", "-k", "not (memory-1- or folder-7- or duplicates)"],
+    "retrain": ["tests/test_retrain.py", "-k", "not (thm_2 or dask or kill_9)"],
+}  # fmt: skip
 
 FLIPS = {
     ast.Lt: "LtE GtE", ast.LtE: "Lt Gt", ast.Gt: "GtE LtE", ast.GtE: "Gt Lt", ast.Eq: "NotEq",
@@ -158,7 +174,12 @@ def survives(module: str, tree: ast.Module | None, limit: float) -> bool:
 
 def options(module: str) -> list[str]:
     quick = "-q -p no:cacheprovider -p no:xdist --assert=plain --tb=no".split()
-    return [*quick, f"lib/{module}.py", f"tests/test_{module}.py"]
+    return [*quick, f"lib/{module}.py", *tests(module)]
+
+
+def tests(module: str) -> list[str]:
+    """Return the test file that holds a module, and which of its tests if not all."""
+    return TESTS.get(module, [f"tests/test_{module}.py"])
 
 
 def warm(module: str) -> list:
@@ -185,7 +206,7 @@ def run(module: str, sample: int | None) -> dict[str, str]:
     """Try the mutants of a module, or so many of them drawn at random; return their verdicts."""
     names = [name for name, _ in mutants(module)]
     random.Random(module).shuffle(names)
-    files = [ROOT / f for f in (f"lib/{module}.py", f"tests/test_{module}.py", "tests/cases.py")]
+    files = [ROOT / f for f in (f"lib/{module}.py", tests(module)[0], "tests/cases.py")]
     digest = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
     verdicts, equivalent, wanted = {}, rows(EQUIVALENT), names[:sample]
     for name, row in rows(VERDICTS).items():
@@ -210,8 +231,24 @@ def run(module: str, sample: int | None) -> dict[str, str]:
     return {name: verdicts[name] for name in wanted}
 
 
+def modules() -> list[str]:
+    """Return the modules of the library that have mutants."""
+    names = sorted(file.stem for file in ROOT.glob("lib/*.py"))
+    return [name for name in names if next(mutants(name), None)]
+
+
+def record(module: str, count: Counter) -> None:
+    """Write the row of a module into the record, in the place of its last one."""
+    every = sum(1 for _ in mutants(module))
+    row = [every, count.total(), *(count[verdict] for verdict in COUNTS[2:5]), date.today()]
+    table = {m: r for m, r in rows(RECORD).items() if r != [*COUNTS]} | {module: row}
+    with open(RECORD, "w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle, lineterminator="\n").writerows(
+            [name, *rest] for name, rest in [("module", COUNTS), *sorted(table.items())]
+        )
+
+
 def main() -> None:
-    with_tests = [f.stem for f in ROOT.glob("lib/*.py") if (ROOT / f"tests/test_{f.name}").exists()]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="of lib; without it, each")
     parser.add_argument("--sample", type=int, help="try so many mutants of a module, not all")
@@ -222,11 +259,12 @@ def main() -> None:
         "mutants", max_examples=40, deadline=None, derandomize=True, database=None,
         phases=[Phase.explicit, Phase.generate],
     )  # fmt: skip
-    found = {m: run(m, arguments.sample) for m in arguments.modules or sorted(with_tests)}
     total = Counter()
-    for module, verdicts in found.items():
+    for module in arguments.modules or modules():
+        verdicts = run(module, arguments.sample)
         count = Counter(verdicts.values())
         total += count
+        record(module, count)
         print(f"\n{module}:", ", ".join(f"{n} {verdict}" for verdict, n in sorted(count.items())))
         print(*(f"  {name}" for name, v in verdicts.items() if v == "survived"), sep="\n")
     tried = total["killed"] + total["survived"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import pickle
 import re
@@ -18,9 +20,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_matrix
 
+from lib import __version__, data, packed, report
 from lib import audit as module
-from lib import data, packed, report
 from lib.audit import DENSE, GRID, audit, choose, main, safe
 from lib.data import import_datasets, load, unit_rows
 from lib.kernel import ntk
@@ -212,6 +215,37 @@ def test_suspects_are_a_table_of_what_the_suggested_labels_do(blobs, tmp_path):
     assert list(told.index) == list(first.index) and 0 < len(told) < 20
     pd.testing.assert_frame_equal(told[["source", "label", "suggested"]], first.iloc[:, :3])
     pd.testing.assert_frame_equal(told.iloc[:, 3:], result.suspects.loc[told.index])
+
+
+def test_it_says_its_shape(blobs):
+    few = {name: x for name, x in blobs.items() if "test" not in name}
+    assert repr(audit(few, lam=0.5, **QUIET)) == "Audit: dict, n = 60, t = 0, c = 3, lam = 0.5"
+    assert repr(audit(blobs, lam=2, **QUIET)) == "Audit: dict, n = 60, t = 12, c = 3, lam = 2"
+
+
+def test_points_that_are_all_equal_are_refused(blobs, tmp_path):
+    blobs["X"] = np.outer(np.arange(1, 61), [0.2, 0.3, 0.9])
+    blobs["X_test"] = np.eye(12, 3) + 1
+    words = "all 60 training points of 'dict' are equal once they have unit norm, as shades of one"
+    with pytest.raises(ValueError, match=words):
+        audit(blobs, **QUIET)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.new("L", (4, 5), 40 + i).save(tmp_path / name / f"{i}.png")
+    with pytest.raises(ValueError, match="all 12 training .* are equal .*; add some that differ"):
+        audit(tmp_path, **QUIET)
+
+
+@pytest.mark.parametrize("call", [audit, load])
+def test_a_folder_of_a_format_that_is_not_read_is_told(tmp_path, call):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.heic").write_bytes(b"not read")
+    with pytest.warns(UserWarning, match="left out: .*x.heic; save them as .png or .jpg"):
+        words = r"'a' has only images of a format that is not read \(.*\.heic, .*; save them as .pn"
+        with pytest.raises(ValueError, match=words):
+            call(str(tmp_path))
 
 
 def test_every_column_is_explained_in_the_report(blobs, tmp_path):
@@ -481,13 +515,13 @@ SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB
         (SAME, {"test": {"X": POINTS, "y": AB}, "classes": ["a"]}, "4 points|2 points have 1"),
         (SAME | {"names": np.array([["a"]] * 4)}, {}, r"names has shape \(4, 1\); give each"),
         ({"embeddings": POINTS * np.nan, "y": AB}, {}, "embeddings has 16 values that are not fin"),
-        ({"X": POINTS, "y": "a"}, {}, "of one length"),
+        ({"X": POINTS, "y": "a"}, {}, "y must be an array with a row for each point"),
         ({"X": POINTS[:0], "y": AB[:0]}, {}, "X is empty"),
         ("digits", {"label": "y"}, "label = 'y' is for tables and arrays; leave it out"),
         ("digits:3+5/8", {}, r"'digits:3\+5/8' joins 3\+5; name each class by itself, as in a/b/c"),
         ("digits:3", {}, "183 points have 1 different labels"),
-        (TABLE[:0], {}, "source has 0 points .*; add some"),
-        (TABLE, {"test": TABLE[:0]}, "test has 0 points .*; add some"),
+        (TABLE[:0], {}, "source has no points; add some"),
+        (TABLE, {"test": TABLE[:0]}, "test has no points; add some"),
         (TABLE, {"test": TABLE, "clean": TABLE.drop(columns="y")}, "no column of clean; choose"),
         (TABLE.assign(label=AB), {}, "source has the columns y, label, .*; pass label='y'"),
         (TABLE.assign(Y=AB), {}, "source has the columns y, Y, .*; pass label='y', or another"),
@@ -504,6 +538,13 @@ SAME, TABLE = {"X": POINTS, "y": AB}, pd.DataFrame({"x": [1.0, 2, 0, 4], "y": AB
         (TABLE, {"test": TABLE.assign(x=["1", "2", "low", "?"])},
          r"'x' has no number in row 2 of the test or clean points \(2 such rows"),
         (TABLE, {"size": 8}, "size = 8 is for images of folders and data sets; leave it out"),
+        (TABLE, {"out": 3}, "out must be the name of a folder, not 3; pass one"),
+        (TABLE, {"label": ["y"]}, r"label must be the name of a .* not \['y'\]; pass one"),
+        (TABLE, {"classes": "ab"}, r"classes must be a list of names, not 'ab'; pass \['ab'\]"),
+        (TABLE, {"classes": 3}, r"classes must be a list of names, not 3; pass \[3\]"),
+        (TABLE, {"classes": []}, "classes is empty; name two, or leave it out"),
+        (TABLE.assign(z=1j * np.arange(4)), {}, "column 'z' has complex numbers; make two columns"),
+        (TABLE.x, {}, "source = of type Series; pass a path, a DataFrame or a dict of"),
         (TABLE, {"out": ""}, "out = '' is no folder to write to .*; choose another one"),
         (TABLE, {"out": __file__}, f"out = '{__file__}' is no folder to write to .*exists"),
         (TABLE, {"out": __file__ + "/in"}, "is no folder to write to .*Not a directory"),
@@ -552,7 +593,8 @@ def test_bad_folders(tmp_path):
     (tmp_path / "a" / "none").mkdir()
     (tmp_path / "a" / "none" / "x.heic").write_bytes(b"not read")
     with pytest.warns(UserWarning, match="left out: .*x.heic; save them as .png or .jpg"):
-        with pytest.raises(ValueError, match="'none' has no .* from a, b, or delete the empty"):
+        words = r"'none' has only images of a format that is not read \(.*\.heic, .*; save them as"
+        with pytest.raises(ValueError, match=words):
             audit(tmp_path / "a", **QUIET)
     (tmp_path / "a" / "none" / "x.heic").unlink()
     with pytest.raises(ValueError, match="'c' has no points; choose from a, b$"):
@@ -590,7 +632,10 @@ def test_a_folder_may_have_any_name(tmp_path, monkeypatch, capsys):
 
 
 def test_semicolons_are_named(tmp_path):
-    for text in ("x;label\n" + "1;a\n2;b\n" * 3, "x;z;label\n" + "1,5;2,5;a\n2,5;1,5;b\n" * 3):
+    for text in (
+        "x;label\n" + "1;a\n2;b\n" * 3, "x;z;label\n" + "1,5;2,5;a\n2,5;1,5;b\n" * 3,
+        "weight, kg;label\n" + "1,5;a\n2,5;b\n" * 3,
+    ):  # fmt: skip
         (tmp_path / "a.csv").write_text(text)
         for label in (None, "label"):
             with pytest.raises(ValueError, match="seems to be separated by semicolons; save it wi"):
@@ -619,12 +664,12 @@ def test_too_little_memory_is_told_before_the_work(blobs, tmp_path, monkeypatch,
         "arrays": (blobs, 24 * 60 * 8, "X needs"),
         "table": (wide, 24 * 60 * 11, "the table of 11 features needs"),
         "photos": (str(photos(tmp_path / "photos")), 24 * 12 * 60, "12 images needs"),
-        "dense": ({"X": blobs["X"][:, :1] + 9, "y": blobs["y"]}, 24 * 60**2, "dense inverse needs"),
+        "dense": ({"X": blobs["X"][:, :2], "y": blobs["y"]}, 24 * 60**2, "dense inverse needs"),
     }[kind]
     monkeypatch.setattr(packed, "free_memory", lambda: need - 1)
     stopped = {"photos": data, "dense": module}.get(kind)
     if stopped:
-        monkeypatch.setattr(stopped, "_read" if kind == "photos" else "ntk", pytest.fail)
+        monkeypatch.setattr(stopped, "tqdm" if kind == "photos" else "ntk", pytest.fail)
     with pytest.raises(MemoryError, match=rf"{words} .* GB of memory, but .* are free; .*"):
         audit(source, lam=1.0, **QUIET)
     monkeypatch.undo()
@@ -633,7 +678,7 @@ def test_too_little_memory_is_told_before_the_work(blobs, tmp_path, monkeypatch,
 
 def test_header_alone_and_row_names(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n")
-    with pytest.raises(ValueError, match="source has 0 points .*; add some"):
+    with pytest.raises(ValueError, match="source has no points; add some"):
         audit(tmp_path / "a.csv", **QUIET)
     table = TABLE.set_axis(["p", "q", "r", "s"])
     table.to_csv(tmp_path / "b.csv")
@@ -698,6 +743,15 @@ def test_a_sorted_column_is_a_feature(blobs, step):
     order = np.random.default_rng(0).permutation(60)
     other = audit(table.iloc[order], label="species", lam=0.5, **QUIET)
     assert other.train.X.shape[1] == 11 and not other.unused
+
+
+def test_a_long_file_is_read_as_one(tmp_path, recwarn):
+    """pandas guesses the type of a column part by part, and warns where the parts differ."""
+    head, row = ",".join(["y", *(f"x{k}" for k in range(128))]), ",1" * 127
+    rows = [f"{i % 2},{'n/k' if i == 4200 else 1}{row}" for i in range(4201)]
+    (tmp_path / "a.csv").write_text("\n".join([head, *rows]))
+    points, _ = read(tmp_path / "a.csv")
+    assert {type(x) for x in points.X.x0} == {str} and not recwarn.list
 
 
 def test_columns_that_are_no_feature_are_told_before_the_work(blobs, tmp_path, capsys, monkeypatch):
@@ -851,6 +905,9 @@ def test_test_and_clean_points_may_lack_classes(blobs, tmp_path):
     )
     kept = audit(train, test=clean, classes=["ant", "bee"], lam=0.5, **QUIET)
     assert kept.classes == ["ant", "bee"] and len(kept.tests) == few.sum()
+    two = {name: x[train["y"] != "bee"] for name, x in train.items()}
+    with pytest.raises(ValueError, match="no training point has the label 'bee' of a test or"):
+        audit(two | {"X_test": blobs["X_test"], "y_test": blobs["y_test"]}, lam=0.5, **QUIET)
     photos(tmp_path / "all", ("a", "b"))
     photos(tmp_path / "new", ("a",))
     folder = audit(tmp_path / "all", test=tmp_path / "new", lam=1.0, **QUIET)
@@ -872,6 +929,72 @@ def test_equal_numbers_are_the_same_label(y, y_test):
     assert set(result.tests.label) < set(result.train.label) == set(result.classes)
     kept = audit(train, classes=[float(x) for x in y if x != "a"][:2], lam=1.0, **QUIET)
     assert kept.classes == [x for x in result.classes if x in kept.classes] and len(kept.table) > 3
+
+
+def test_a_number_may_name_a_column(blobs):
+    table = frame(blobs).set_axis(range(9), axis=1)
+    result = audit(table, label=8, lam=0.5, **QUIET)
+    assert list(result.train.label) == list(blobs["y"]) and result.train.X.shape == (60, 9)
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1e200, 1e307])
+def test_columns_of_any_size_have_the_same_features(blobs, scale):
+    plain, scaled = frame(blobs), frame(blobs)
+    scaled["x3"] *= scale / 100
+    a, b = (audit(t, label="species", lam=0.5, **QUIET).train.X for t in (plain, scaled))
+    np.testing.assert_allclose(a, b, atol=1e-12 if scale > 1e-305 else 1e-10)
+
+
+def test_a_column_that_only_rounding_changes_is_constant_and_no_feature(blobs):
+    sums = np.where(np.arange(60) % 2, 0.1 + 0.2, 0.3)
+    assert len(set(sums)) == 2
+    table = frame(blobs).assign(
+        sums=sums, one=1, word="w", small=sums[0] + 1e-9 * np.arange(60) ** 2
+    )
+    result = audit(table, label="species", lam=0.5, **QUIET)
+    assert result.unused == "sums (constant), one (constant), word (constant)"
+    assert result.train.X.shape == (60, 8 + 1 + 1)  # and the constant of each row
+    assert "the numbers of 9 columns, and indicators of the texts of 0," in result.note
+
+
+def test_a_table_with_tabs_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("x\tlabel\n" + "1\ta\n2\tb\n" * 3)
+    with pytest.raises(ValueError, match="seems to be separated by tabs; save it with commas"):
+        audit(tmp_path / "a.csv", **QUIET)
+
+
+def test_an_array_that_is_called_npz(tmp_path):
+    with open(tmp_path / "a.npz", "wb") as file:
+        np.save(file, POINTS)
+    words = r"a.npz cannot be read .*; save it anew, with np.savez\(file, X=X, y=y\)"
+    with pytest.raises(ValueError, match=words):
+        audit(tmp_path / "a.npz", **QUIET)
+
+
+def test_what_is_no_array_of_points_is_named():
+    for one, shown in ((csr_matrix(POINTS), "csr_matrix"), (3, "int"), (None, "NoneType")):
+        words = f"X must be an array with a row for each point, not a single {shown}; pass"
+        with pytest.raises(TypeError, match=words):
+            audit({"X": one, "y": AB}, **QUIET)
+    with pytest.raises(
+        TypeError, match="y must be an array with a row for each point, not a single s"
+    ):
+        audit({"X": POINTS, "y": "a"}, **QUIET)
+    with pytest.raises(ValueError, match=r"the arrays 0, 1 need X \(or embeddings"):
+        audit({0: POINTS, 1: AB}, **QUIET)
+    with pytest.raises(ValueError, match=r"the arrays \(none\) need X \(or embeddings"):
+        audit({}, **QUIET)
+
+
+def test_names_that_are_no_text_have_a_mark(tmp_path):
+    odd = os.fsdecode(b"\xff\xfe")
+    folder = photos(tmp_path / "photos", ("a", odd))
+    (folder / "a" / "<b>0.png").rename(folder / "a" / f"{odd}.png")
+    result = audit(folder, lam=1.0, out=tmp_path / "out", **QUIET)
+    assert result.classes == ["a", "��"] and len(result.table) == 12
+    assert f"{folder}/a/��.png" in pd.read_csv(tmp_path / "out" / "points.csv").source.tolist()
+    assert "<td>��</td>" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert audit(f"{folder}:a/��", lam=1.0, **QUIET).classes == ["a", "��"]
 
 
 def test_any_name_of_a_class(tmp_path):
@@ -996,6 +1119,53 @@ def test_pictures_of_small_integers_do_not_wrap(blobs):
     assert [report.picture(signed, i) for i in range(3)] == [
         report.picture(plain, i) for i in range(3)
     ]
+
+
+def test_pictures_show_the_pixels_of_the_data(blobs, tmp_path):
+    def shown(points, i):
+        one = report.picture(points, i)
+        return Image.open(io.BytesIO(base64.b64decode(one["uri"].partition(",")[2]))), one["tiny"]
+
+    bytes_ = np.random.default_rng(0).integers(0, 256, (60, 5, 7, 3)).astype(np.uint8)
+    bytes_[0, 0, 0] = 0, 255, 1
+    for images in (bytes_, bytes_ / 255):
+        points = audit(blobs | {"images": images}, lam=1.0, **QUIET).train
+        for i in (0, 59):
+            image, tiny = shown(points, i)
+            assert tiny and image.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(image), bytes_[i])
+    shares = np.linspace(0, 100, 60 * 7 * 9).reshape(60, 7, 9)  # the darkest is black
+    points = audit(blobs | {"images": shares}, lam=1.0, **QUIET).train
+    np.testing.assert_array_equal(np.asarray(shown(points, 7)[0]), np.rint(2.55 * shares[7]))
+    for width in (63, 64):
+        images = np.tile(np.linspace(0, 1, width), (60, 2, 1))
+        small = shown(audit(blobs | {"images": images}, lam=1.0, **QUIET).train, 0)[1]
+        assert small == (width == 63)
+    folder = photos(tmp_path / "large", ("a", "b"), size=(200, 150))
+    image, tiny = shown(audit(folder, lam=1.0, **QUIET).train, 0)
+    assert image.size == (96, 96) and image.format == "JPEG" and not tiny
+
+
+def test_report_shows_the_numbers_of_the_tables(blobs):
+    result = audit(blobs, lam=0.5, points=3, **QUIET)
+    page = report.render(result)
+    tests = result.tests.loss.nlargest(3)
+    assert re.findall(r"test point (\d+), loss", page) == [str(j) for j in tests.index]
+    parts = page.partition('id="tests"')[2].partition('id="trust"')[0].split('class="head"')[1:]
+    for j, part in zip(tests.index, parts, strict=True):
+        pairs = result.pairs[result.pairs.test == j]
+        order = [*pairs[pairs.influence > 0].train, *pairs[pairs.influence < 0].train]
+        assert re.findall(r">point (\d+)</span>", part) == [str(i) for i in order]
+        assert {*np.sign(pairs.influence)} == {-1, 1}
+    wrong = result.table[result.table.label != result.table.suggested]
+    counts = [(c, (blobs["y"] == c).sum(), (wrong.label == c).sum()) for c in ("ant", "bee", "cat")]
+    cells = re.findall(r"<tr><td>(\w+)</td><td>(\d+)</td><td>(\d+)</td>", page)
+    assert [(c, int(n), int(k)) for c, n, k in cells] == counts and min(counts)[2] == 0
+    shares = result.suspects.test[wrong.index] / result.tests.loss.mean()
+    words = re.findall(r"test points (falls|rises) by ([\d.]+ %)", page)
+    said = [("falls" if x < 0 else "rises", report.percent(abs(x))) for x in shares]
+    assert words == said and len(words) >= 2
+    assert f"Made by ntk-influence {__version__} on 20" in page
 
 
 def test_report_says_what_was_done(blobs):

@@ -580,3 +580,30 @@ def test_thm_4_subset_bound_is_a_choice_of_weights():
 def test_a_subset_bound_needs_a_kernel():
     with pytest.raises(ValueError, match="K is not positive semidefinite; pass K = ntk"):
         subset_bound([[0.5, 0.9], [0.9, 0.5]], 1.0)
+
+
+def test_what_is_no_model_and_no_influence_is_named():
+    for call in (certificate, worst_case):
+        with pytest.raises(TypeError, match="model must be a lib.ridge.Ridge, not .*; pass Ridge"):
+            call(np.eye(2), 0.5)
+    I = np.eye(2)
+    for call in (
+        lambda: lower_bound(I, 0.5), lambda: upper_bound(I, 0.5),
+        lambda: subtracted_term(I, 0.5, 0.5), lambda: certified(I, 0.5, 0.5),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match="influence must be a lib.ridge.RidgeInfluence, not .*"):
+            call()
+
+
+@pytest.mark.parametrize("lam", [0, -1.0])
+def test_thm_4_subset_bound_needs_a_ridge(lam):
+    with pytest.raises(
+        ValueError, match=f"lam must be a finite number > 0, not {lam}; choose a la"
+    ):
+        subset_bound(np.eye(2), lam)
+
+
+def test_sharp_is_true_or_false():
+    one = Ridge([[0.5, 0], [0, 0.5]], [1, -1], lam=0.5).influence([[0.5], [0.25]], [1])
+    with pytest.raises(TypeError, match="sharp must be True or False, not 1; pass one of them"):
+        lower_bound(one, 0.5, sharp=1)

@@ -8,7 +8,7 @@ from lib.changes import Removal, addition, relabelling
 from lib.kernel import DIAGONAL, ntk
 from lib.packed import PackedInverse
 from lib.ridge import Ridge
-from tests.cases import OUTPUTS, labels, near, unit_points
+from tests.cases import EPS, OUTPUTS, labels, near, unit_points
 
 N, T, LAM = 40, 6, 0.3
 GROUPS = [[0], [3, 17], [39, 5, 21, 8, 30], list(range(20))]
@@ -222,3 +222,56 @@ def test_a_new_point_that_no_interpolation_fits_is_named(packed, near_by):
     X_new[2] = ridge.X[17]
     found = added(X_new, [[0, 1, 2, 3]], ridge)
     ridge.check(found, [ridge.after(np.vstack([ridge.X, X_new]), np.concatenate([ridge.Y, y_new]))])
+
+
+def test_a_removal_says_its_shape_and_its_ridge(case):
+    removal = Removal(case.model, GROUPS, case.k, case.y_te)
+    assert repr(removal) == f"Removal: groups = 4, t = {T}, lam = 0.3"
+
+
+def test_what_is_no_model_is_named():
+    K, k, y = np.eye(2), np.eye(2), np.ones(2)
+    for call, given in (
+        (Removal, (K, [[0]], k, y)), (relabelling, (K, [0], [1.0], k, y)),
+        (addition, (K, ntk, K, K, y, K, y)),
+    ):  # fmt: skip
+        words = r"model must be a lib.ridge.Ridge, not .* ndarray; pass Ridge\(K, Y, lam\)"
+        with pytest.raises(TypeError, match=words):
+            call(*given)
+
+
+def linear(A, B=None):
+    return A @ (A if B is None else B).T
+
+
+def test_new_points_that_depend_are_named_whatever_their_sign():
+    x, y, z = np.eye(3)
+    model = Ridge(linear(np.array([x, y])), [1.0, -1.0], 0.0)
+
+    def added(*new):
+        group = [list(range(len(new)))]
+        return addition(model, linear, np.array([x, y]), np.array(new), np.ones(len(new)),
+                        z[None], [1.0], group)  # fmt: skip
+
+    with pytest.raises(ValueError, match="no model fits new point 0 and training point 0 to"):
+        added(-x)
+    with pytest.raises(ValueError, match="no model fits new points 1 and 0 to working precision"):
+        added(z, -z)
+    near(added(z).shift, [[1.0]], 1e-12)
+
+
+def test_new_points_that_only_rounding_tells_apart_are_refused():
+    """No training point is near: their α is 0, and what rounding may do is that of K itself."""
+    own = np.array([[1, 1], [1, 1 + 2 * EPS]])
+    assert 0 < np.linalg.eigvalsh(own)[0] < 4 * EPS
+
+    def kernel(A, B=None):
+        table = np.zeros((5, 5))
+        table[:2, :2], table[2:4, 2:4], table[4, 4] = np.eye(2), own, 1
+        B = A if B is None else B
+        return table[np.ix_(A[:, 0].astype(int), B[:, 0].astype(int))]
+
+    rows = np.arange(5.0)[:, None]
+    model = Ridge(kernel(rows[:2]), [1.0, -1.0], 0.0)
+    with pytest.raises(ValueError, match="no model fits new points 1 and 0 to working precision"):
+        addition(model, kernel, rows[:2], rows[2:4], [1.0, 1.0], rows[4:], [1.0], [[0, 1]])

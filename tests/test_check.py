@@ -376,3 +376,26 @@ def test_version_is_that_of_the_package():
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert lib.__version__ == project["version"]
     assert f"version: {lib.__version__}" in (root / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_an_object_of_another_kind_is_named_in_a_line():
+    assert check.made("x", Path("/"), Path, "pass one") == Path("/")
+    for value, shown in (
+        (3, "3"), ("a" * 58, "'a+'"), ("a" * 59, "of type str"), (np.eye(2), "of type ndarray"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"^x must be a pathlib.Path, not {shown}; pass one$"):
+            check.made("x", value, Path, "pass one")
+
+
+def test_a_flag_is_true_or_false():
+    assert check.flag("x", True) is check.flag("x", np.True_) is True
+    assert check.flag("x", False) is check.flag("x", np.False_) is False
+    for value in ("no", 0, 1, None, np.array([True])):
+        with pytest.raises(TypeError, match="^x must be True or False, not .*; pass one of them$"):
+            check.flag("x", value)
+
+
+@pytest.mark.parametrize("value", [True, np.False_])
+def test_a_truth_is_no_number(value):
+    with pytest.raises(TypeError, match="lam must be a number, not .*; pass one, such as 20"):
+        check.number("lam", value)

@@ -49,6 +49,8 @@ def test_it_is_the_dense_inverse(client, X, tile):
         near(Q.rows(group), dense.rows(group), CLOSE)
         near(Q.block(group), dense.block(group), CLOSE)
     near(Q.off_diagonal(), dense.off_diagonal(), CLOSE)
+    kept = Q @ b, Q.diagonal(), Q.rows([0]), Q.off_diagonal()  # here, and not on the workers
+    assert {type(x) for x in kept} == {np.ndarray}
     near(Q.largest(), dense.largest(), CLOSE)
     np.testing.assert_array_equal(Q.kernel_diagonal(), np.full(N, 0.5))
 
@@ -101,6 +103,8 @@ def test_a_matrix_without_an_inverse(client, X):
     twice = np.vstack([X, X[:1]])
     with pytest.raises(ValueError, match="lam = 0 is singular to working precision; choose"):
         cluster.ClusterInverse(ntk, twice, 0.0, client, tile=61)
+    with pytest.raises(ValueError, match="lam = 0.1 is singular to working precision; choose"):
+        cluster.ClusterInverse(lambda A, B=None: -ntk(A, B), X, 0.1, client, tile=61)
 
 
 def test_workers_with_too_little_memory(client, X, monkeypatch):

@@ -1,5 +1,6 @@
 """Images to unit vectors: embedded digits, IDX files, CIFAR batches, folders, and damaged data."""
 
+import os
 import pickle
 import shutil
 import struct
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from book.measures import load_all
-from lib import data
+from lib import data, packed
 from lib.data import load, unit_rows
 
 
@@ -626,7 +627,8 @@ def test_images_of_a_format_that_is_not_read_are_named(photos):
     (photos / "dog").mkdir()
     (photos / "dog" / "0.heif").write_bytes(b"no image")
     with pytest.warns(UserWarning, match="not read are left out: .*0.heif; save"):
-        with pytest.raises(ValueError, match=r"only 0 are there; add files \(.bmp, .*, .webp\)"):
+        words = r"'dog' has only images of a format that is not read \(.*\); save them as .png or"
+        with pytest.raises(ValueError, match=words):
             load("photos:ant/dog", n_train=4, n_test=2)
 
 
@@ -806,3 +808,62 @@ def test_whole_floats_count(photos):
     one = load("photos:ant/bee", n_train=20.0, n_test=np.float64(4), seed=1e0, size=3.0)
     two = load("photos:ant/bee", n_train=20, n_test=4, seed=1, size=3)
     np.testing.assert_array_equal(one.X, two.X)
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_too_little_memory_is_told_before_images_are_read(photos, monkeypatch, size):
+    need = 24 * 6 * 3 * (7 * 7 if size else 4 * 5)  # three arrays of float64
+    monkeypatch.setattr(packed, "free_memory", lambda: need)
+    load("photos:ant/bee", n_train=4, n_test=2, size=size)
+    monkeypatch.setattr(packed, "free_memory", lambda: need - 1)
+    monkeypatch.setattr(data, "tqdm", pytest.fail)
+    with pytest.raises(MemoryError, match="reading 6 images needs .* choose a smaller size, n_tr"):
+        load("photos:ant/bee", n_train=4, n_test=2, size=size)
+
+
+def test_a_size_that_no_memory_holds_makes_no_image(photos, monkeypatch):
+    monkeypatch.setattr(data, "pixels", pytest.fail)
+    with pytest.raises(MemoryError, match="reading 6 images needs .* choose a smaller size"):
+        load("photos:ant/bee", n_train=4, n_test=2, size=10**6)
+
+
+def test_links_that_lead_round_give_no_image_twice(photos):
+    count = len(data.pools("photos:ant/bee")[2][0].files)
+    (photos / "ant" / "deep").mkdir()
+    (photos / "ant" / "deep" / "up").symlink_to(photos / "ant")
+    (photos / "ant" / "again").symlink_to(photos / "ant" / "deep")
+    (photos / "bee" / "self").symlink_to(photos / "bee")
+    elsewhere = photos.parent / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (4, 5), "red").save(elsewhere / "x.png")
+    (photos / "bee" / "link").symlink_to(elsewhere)  # which is followed
+    files = data.pools("photos:ant/bee")[2][0].files
+    assert len(files) == count + 1 and str(photos / "bee" / "link" / "x.png") in files
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAIN", "VAL"), ("Training", "Testing")])
+def test_capitals_and_endings_of_the_folders_of_training_and_test_images(root, names):
+    for blue, part in enumerate(names):
+        write_photos(root / "own" / part, blue=blue)
+    drawn = load("own:ant/cat", n_train=24, n_test=24)
+    assert all(f"/{names[0]}/" in file for file in drawn.files)
+    assert all(f"/{names[1]}/" in file for file in drawn.files_te)
+
+
+def test_a_folder_that_cannot_be_read_is_named(photos, monkeypatch):
+    scan = os.scandir
+
+    def closed(place):
+        if str(place).endswith("bee"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    words = r"folder .*/bee cannot be read \(Permission denied\); make it readable, or move it away"
+    with pytest.raises(OSError, match=words):
+        load("photos:ant/bee", n_train=4, n_test=2)
+
+
+def test_an_unknown_class_among_several_is_named_without_spaces():
+    with pytest.raises(ValueError, match="class 'x' is not in 'digits'; choose from 0, 1"):
+        load("digits:3 + x / 8", n_train=4, n_test=2)

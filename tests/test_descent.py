@@ -163,3 +163,8 @@ def test_eq_3_bad_numbers_of_descent():
         gradient_descent(p, steps=-1)
     with pytest.raises(ValueError, match="tol must be a finite number"):
         gradient_descent(p, tol=np.nan)
+
+
+def test_momentum_is_true_or_false():
+    with pytest.raises(TypeError, match="momentum must be True or False, not 0.9; pass"):
+        gradient_descent(problem(), momentum=0.9)

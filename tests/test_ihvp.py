@@ -183,3 +183,10 @@ def test_labels_0_and_1_are_refused():
     p = Problem(np.eye(2), [1.0, -1.0], np.eye(2), lam=0.5, m=20, kappa=1.0, seed=0)
     with pytest.raises(ValueError, match="y_te has labels 0 and 1"):
         ihvp(newton(p), [0, 1])
+
+
+def test_what_is_no_trained_network_is_named():
+    with pytest.raises(
+        TypeError, match="trained must be a lib.problem.Trained, not 3; pass what new"
+    ):
+        ihvp(3, [1.0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.journal import Journal
+from lib.journal import Journal, OtherSetting
 
 ROOT = Path(__file__).parents[1]
 HEADER = {"format": "squares 1", "low": 0, "options": {"tol": 0.5}}
@@ -312,3 +312,8 @@ def test_what_json_cannot_say_is_not_written(file):
             journal.append({"x": {1, 2}})
         assert journal.results == RESULTS[:1]
     assert read(file) == RESULTS[:1]
+
+
+def test_an_error_of_another_setting_says_its_message_alone():
+    error = OtherSetting("a is 1 there", {"a": (1, 2)})
+    assert str(error) == "a is 1 there" and error.differ == {"a": (1, 2)}

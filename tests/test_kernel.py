@@ -395,3 +395,13 @@ def test_bad_input_of_the_deep_kernel(settings, error, message):
         deep_ntk([[1.0]], **settings)
     with pytest.raises(ValueError, match="rows of unit norm"):
         deep_ntk([[2.0]], depth=2)
+
+
+@pytest.mark.parametrize("n", [5, 17, 64])
+def test_a_kernel_with_gradients_is_symmetric_too(n):
+    X = torch.as_tensor(unit_points(n, 19))
+    product = X.clone().requires_grad_() @ X.T
+    assert not torch.equal(product, product.T)  # torch computes both triangles
+    K = ntk(X.clone().requires_grad_(), block=64).detach()
+    assert torch.equal(K, K.T)
+    np.testing.assert_allclose(K, ntk(X.numpy()), rtol=0, atol=1e-14)

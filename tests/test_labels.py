@@ -303,3 +303,8 @@ def test_others_rank_what_is_wrong(small, other, monkeypatch):
     rows = pd.DataFrame(labels.PARTS[f"labels-{other}"](Case.draw("digits:all", seed=0)))
     name = "confident learning" if other == "cleanlab" else "AUROC"
     assert (rows[rows.kind == "random"][name] > 0.7).all()
+
+
+def test_ihvp_is_true_or_false():
+    with pytest.raises(TypeError, match="ihvp must be True or False, not 1; pass one of them"):
+        scores(Ridge(np.eye(2), [1.0, -1.0], 0.5), ihvp=1)

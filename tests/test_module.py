@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from book.oracles import Deep
+from lib.losses import SQUARED
 from lib.module import (
     Function,
+    Labelled,
     directions,
     empirical_ntk,
     kernels,
@@ -303,6 +305,52 @@ def test_batch_normalisation_without_running_statistics_is_refused():
         empirical_ntk(net, [[1.0, 2.0], [5.0, 0.0]])
 
 
+@pytest.mark.parametrize("c", [1, 3])
+def test_jacobians_are_those_of_backward_for_each_parameter(c):
+    net, X = convolutional(c), points()
+    found = Function(net).jacobians(torch.as_tensor(X))
+    assert [J.shape for J in found] == [(7, c, p.numel()) for p in net.parameters()]
+    np.testing.assert_allclose(torch.cat(found, 2), explicit(net, X), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("block", [2, 1000])
+def test_a_change_of_the_parameters_moves_the_outputs_along_their_jacobians(block):
+    net, X = convolutional(), points()
+    start = convolutional(seed=1)
+    f = Function(net)
+    v = f.since(start)
+    pairs = zip(net.named_parameters(), start.named_parameters(), strict=True)
+    for (name, p), (_, q) in pairs:
+        assert torch.equal(v[name], (p - q).detach())
+    flat = torch.cat([part.flatten() for part in v.values()]).numpy()
+    Jv = f.along(v, torch.as_tensor(X), block)
+    np.testing.assert_allclose(Jv, explicit(net, X) @ flat, rtol=1e-10)
+
+
+def test_a_start_is_the_same_module_at_another_time():
+    f = Function(nn.Linear(2, 3).eval())
+    for start in (nn.Linear(2, 4), nn.Sequential(nn.Linear(2, 3)), "start", None):
+        words = r"start has no parameter 'weight' of shape \(3, 2\); pass the model as it was"
+        with pytest.raises(ValueError, match=words):
+            f.since(start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_losses_of_labelled_points_at_any_parameters(dtype):
+    net, X, Y = convolutional(dtype=dtype), points(), points(7, 1)[:, :3]
+    data = Labelled(Function(net), SQUARED, "train", (X, Y))
+    np.testing.assert_allclose(data.f, outputs(net, X))
+    np.testing.assert_array_equal(data.y, Y)
+    other = convolutional(seed=1, dtype=dtype)
+    net.load_state_dict(net.state_dict() | dict(other.named_parameters()))
+    theta = dict(other.named_parameters())
+    hand = 0.5 * ((outputs(net, X) - Y) ** 2).sum(axis=1)
+    for given in (theta, torch.cat([p.flatten() for p in theta.values()])):
+        found = data.losses(given).detach()
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, hand, rtol=1e-4 if dtype == torch.float32 else 1e-12)
+
+
 # --- kinks ----------------------------------------------------------------------------------------
 
 
@@ -321,6 +369,11 @@ def test_kinks_are_the_gradients_of_inputs_near_zero():
     np.testing.assert_allclose(kinks(net, X, tol=tol), every[near].detach(), atol=1e-12)
     assert 0 < near.sum() < near.numel() and kinks(net, X, tol=1e-12).shape == (0, len(theta))
     assert directions(net, X, ~near).shape == (int((~near).sum()), len(theta))
+    for wrong in (near[:6], torch.cat([near, near])):
+        with pytest.raises(
+            ValueError, match=f"chosen has {len(wrong)} rows, but there are 7 points"
+        ):
+            directions(net, X, wrong)
     last = kinks(net, X, tol=tol, parameters=["W.1"])  # A, W.0 and W.1
     np.testing.assert_array_equal(last, kinks(net, X, tol=tol)[:, -36:])
     with pytest.raises(ValueError, match=r"model has no torch.nn.ReLU; write its activation"):
@@ -350,3 +403,51 @@ def test_kinks_of_points_that_are_not_numbers_with_a_point():
     net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.ReLU(), nn.Linear(6, 1)).eval()
     X = np.array([[0, 1], [2, 3]])
     assert kinks(net, X, tol=1e9).shape == (12, 22) and on_kink(net, X, 1e9).all()
+
+
+def test_outputs_that_are_not_finite_are_named():
+    net = nn.Linear(2, 1).eval()
+    net.weight.data[0, 0] = np.nan
+    for call in (outputs, empirical_ntk):
+        with pytest.raises(
+            ValueError, match=r"model\(X\) has 2 values that are not finite, the fir"
+        ):
+            call(net, [[1.0, 2.0], [0.5, 1.0]])
+
+
+def test_trace_is_true_or_false():
+    with pytest.raises(TypeError, match="trace must be True or False, not 'sum'; pass one of them"):
+        empirical_ntk(nn.Linear(2, 1).eval(), np.eye(2), trace="sum")
+
+
+def test_weight_norm_moves_the_outputs_along_its_jacobians():
+    torch.manual_seed(0)
+    net = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)).double().eval()
+    f, X = Function(net), torch.as_tensor(points()[:, :3])
+    v = {k: torch.randn_like(p) for k, p in f.theta.items()}
+    step = {k: 1e-6 * d for k, d in v.items()}
+    ahead, behind = (f({k: f.theta[k] + s * d for k, d in step.items()}, X) for s in (1, -1))
+    np.testing.assert_allclose(f.along(v, X), (ahead - behind).detach() / 2e-6, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "message"),
+    [
+        (
+            nn.DataParallel(nn.Linear(2, 1)),
+            None,
+            "model is a DataParallel, .*; pass the module insi",
+        ),
+        (
+            torch.jit.trace(nn.Linear(2, 1), torch.ones(1, 2)),
+            None,
+            "model is a TopLevelTraced.*jit",
+        ),
+        (nn.Linear(2, 1, dtype=torch.complex64), None, "parameter 'weight' is complex; choose par"),
+        (nn.Linear(2, 1), 3, r"parameters must be a list of names, not 3; pass \[3\]"),
+        (nn.Linear(2, 1), ["bias", 3], "parameters has 3, which is no text; pass names"),
+    ],
+)
+def test_modules_and_names_that_are_none(model, names, message):
+    with pytest.raises(TypeError, match=message):
+        empirical_ntk(model.eval(), [[1.0, 2.0]], parameters=names)

@@ -135,3 +135,12 @@ def test_kernel_of_arrays_of_any_strides_and_whole_floats(recwarn):
     assert not recwarn.list
     for a, b in zip(initialise(10.0, 4e0, 0.1, 0.0), initialise(10, 4, 0.1, 0), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "draw", [initialise, lambda **how: finite_kernel(np.eye(2), m=4, seed=0, **how)]
+)
+def test_antisymmetric_is_true_or_false(draw):
+    how = {"d": 2, "m": 4, "kappa": 0.1, "seed": 0} if draw is initialise else {}
+    with pytest.raises(TypeError, match="antisymmetric must be True or False, not 'no'; pass one"):
+        draw(antisymmetric="no", **how)

@@ -364,6 +364,15 @@ def test_streamed_influence_is_that_of_all_pairs(X, block, tmp_path):
     near(kept.f, influence.f, 1e-12)
     near(np.load(file, mmap_mode="r"), I, 1e-6)
     assert list(tmp_path.iterdir()) == [file]
+    every = stream(
+        model, ntk, X, X_te, y_te, top=N + 1, block=block, **QUIET
+    )  # more than there are
+    np.testing.assert_array_equal(every.helpful, np.argsort(-I, axis=0).T)
+
+
+def test_a_stream_needs_a_model():
+    with pytest.raises(TypeError, match="model must be a lib.ridge.Ridge, not .*; pass Ridge"):
+        stream(np.eye(2), ntk, np.eye(2), np.eye(2), np.ones(2), **QUIET)
 
 
 def test_the_file_of_all_influences_is_there_when_it_is_whole(X, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.func import grad
 
+from lib import packed
 from lib.descent import gradient_descent
 from lib.kernel import ntk
 from lib.network import finite_kernel, forward, initialise
@@ -184,3 +185,15 @@ def test_a_problem_says_shapes_and_settings_and_refuses_labels_0_and_1():
     assert "f=" not in told and "trajectory" not in told
     with pytest.raises(ValueError, match="Y has labels 0 and 1"):
         Problem(X, np.arange(8) % 2, X_te, **settings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_width_that_no_memory_holds_is_told_before_it_is_taken(dtype, monkeypatch):
+    X, Y, X_te = sample()
+    need = 40 * (len(X) + len(X_te)) * (4 if dtype == "float32" else 8)
+    how = {"lam": 1, "m": 40, "kappa": 0.1, "seed": 0, "dtype": dtype}
+    monkeypatch.setattr(packed, "free_memory", lambda: need)
+    assert Problem(X, Y, X_te, **how).m == 40
+    monkeypatch.setattr(packed, "free_memory", lambda: need - 1)
+    with pytest.raises(MemoryError, match="the network of m = 40 needs .*; choose a smaller m"):
+        Problem(X, Y, X_te, **how)

@@ -53,3 +53,31 @@ def test_a_processor_that_saturates_is_found_out(monkeypatch):
     assert not product._integers_win.__wrapped__(torch.device("cpu"), 1)
     monkeypatch.delattr(torch, "_int_mm")
     assert not product._integers_win.__wrapped__(torch.device("cpu"), 1)
+
+
+@pytest.mark.parametrize(("ratio", "pay"), [(2.4, False), (2.6, True), (4.0, True)])
+def test_integers_win_if_they_are_exact_and_two_and_a_half_times_as_fast(ratio, pay, monkeypatch):
+    exact, calls, now = torch._int_mm, [], iter(np.cumsum([0, *([1.0, 5, ratio, 7] * 20)]))
+
+    def counted(A, B):
+        calls.append((A.dtype, B.dtype))
+        return exact(A, B)
+
+    monkeypatch.setattr(torch, "_int_mm", counted)
+    monkeypatch.setattr(product.time, "perf_counter", lambda: next(now))
+    assert product._integers_win.__wrapped__(torch.device("cpu"), 1) == pay
+    assert calls == [(torch.int8, torch.int8)] * (2 + 20)  # both layouts, then every other turn
+    assert not product._integers_win.__wrapped__(torch.device("meta"), 1)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_integers_that_are_wrong_in_one_layout_do_not_win(wrong, monkeypatch):
+    exact, calls, now = torch._int_mm, [], iter(np.cumsum([0, *([1.0, 5, 9, 7] * 20)]))
+
+    def saturated(A, B):
+        calls.append(1)
+        return exact(A, B) - int(len(calls) == wrong + 1)
+
+    monkeypatch.setattr(torch, "_int_mm", saturated)
+    monkeypatch.setattr(product.time, "perf_counter", lambda: next(now))
+    assert not product._integers_win.__wrapped__(torch.device("cpu"), 1)

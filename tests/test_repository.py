@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import importlib
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from datetime import date
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -667,6 +669,26 @@ def test_mutants_without_a_difference_are_mutants_of_the_library():
     there = {name for file in ROOT.glob("lib/*.py") for name, _ in mutants.mutants(file.stem)}
     listed = mutants.rows(mutants.EQUIVALENT)
     assert listed and not set(listed) - there, "tests/equivalent.csv has names that are gone"
+
+
+def test_the_record_of_mutants_has_each_module_and_few_that_survive():
+    head, *table = csv.reader(mutants.RECORD.read_text(encoding="utf-8").splitlines())
+    assert head == ["module", *mutants.COUNTS] and [row[0] for row in table] == mutants.modules()
+    every, tried, killed, equivalent, survived = np.array(
+        [[int(x) for x in row[1:-1]] for row in table]
+    ).T
+    assert (killed + equivalent + survived == tried).all() and (tried <= every).all()
+    few = [row[0] for row, drawn in zip(table, tried, strict=True) if drawn < min(5, int(row[1]))]
+    assert len(few) <= 1, f"make mutants MODULE='{' '.join(few)}' SAMPLE=20"
+    assert survived.sum() < mutants.ALLOWED * (killed + survived).sum()
+    assert all(date.fromisoformat(row[-1]) for row in table)
+
+
+def test_every_module_with_mutants_has_the_tests_that_it_names():
+    for module in mutants.modules():
+        file, *choice = mutants.tests(module)
+        assert (ROOT / file).is_file(), f"tests/mutants.py: TESTS names no file for {module}"
+        assert not choice or choice[0] == "-k"
 
 
 def documentation(name: str) -> str:

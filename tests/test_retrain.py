@@ -554,7 +554,8 @@ def test_pull_to_the_start_and_decay_are_two_problems():
     net = line()
     nn.init.ones_(net[0].weight)
     pulled, decayed = (
-        retrain_modules(net, Squared(), (X, Y), X_TE, [0], decay=d, **QUIET)[1].f for d in (0, 1)
+        retrain_modules(net, Squared(), (X, Y), X_TE, [0], decay=d, **QUIET)[1].f
+        for d in (False, True)
     )
     K, k, f0, f0_te = X @ X.T, X @ X_TE.T, X.sum(1), X_TE.sum(1)
     np.testing.assert_allclose(decayed, refit(K, Y, 0.3, k), atol=1e-9)
@@ -712,3 +713,10 @@ def test_bad_input_of_modules():
         retrain_modules(line(), Squared(), (X, Y), X_TE, [0], **(QUIET | {"steps": 3}))
     with pytest.raises(TypeError, match="loss must be an object of lib.losses, .* not 'squared'"):
         retrain_modules(line(), "squared", (X, Y), X_TE, [0], **QUIET)
+
+
+@pytest.mark.parametrize("flag", [{"decay": 1}, {"warm": "no"}])
+def test_what_is_neither_true_nor_false_is_named_for_modules(flag):
+    ((name, value),) = flag.items()
+    with pytest.raises(TypeError, match=f"{name} must be True or False, not {value!r}; pass one"):
+        retrain_modules(line(), Squared(), (X, Y), X_TE, [0], **QUIET, **flag)

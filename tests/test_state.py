@@ -1,9 +1,12 @@
 """What Newton and descent share: how a step moves the state, removal, and where they start."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
+from lib import state as state_module
 from lib.descent import gradient_descent
 from lib.newton import newton
 from lib.problem import Problem
@@ -220,3 +223,28 @@ def test_eq_7_bad_removals(method):
         method(p, start=full, remove=[1, 2])
     with pytest.raises(ValueError, match="start belongs to another problem"):
         method(problem(), start=full)
+
+
+@pytest.mark.parametrize("method", [newton, gradient_descent])
+def test_what_is_no_problem_and_no_start_is_named(method):
+    words = "start must be a lib.problem.Trained, not 3; pass what newton or gradient_descent ret"
+    with pytest.raises(TypeError, match=words):
+        method(problem(), start=3)
+    with pytest.raises(TypeError, match="start must be .*, not 0; pass"):  # which is false
+        method(problem(), start=0)
+    with pytest.raises(TypeError, match="start must be .*, not Problem: n = 8, .*; pass"):
+        method(problem(), start=problem())
+    with pytest.raises(TypeError, match=r"problem must be a lib.problem.Problem, not 'p'; make on"):
+        method("p")
+
+
+def test_the_seconds_of_a_training_are_those_since_it_began():
+    began = time.perf_counter()
+    done = State(problem(), None, ()).finish(3, 0.5, began)
+    assert 0 < done.seconds < time.perf_counter() - began and type(done.seconds) is float
+    assert done.iterations == 3 and done.change == 0.5
+
+
+def test_the_root_of_the_mean_square_is_a_number():
+    found = state_module.rms(torch.tensor([3.0, -3.0, 0.0, 0.0]))
+    assert type(found) is float and found == pytest.approx(4.5**0.5)

@@ -11,14 +11,21 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils import parameters_to_vector
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from book.oracles import Deep
 from lib import torch_influence
 from lib.losses import Logistic, Softmax, Squared
 from lib.module import kinks, on_kink, parameters
 from lib.ridge import Ridge
-from lib.torch_influence import full_influence, influence, trust
+from lib.torch_influence import Trust, full_influence, influence, trust
 from tests.cases import sample
 
 LAM = 0.7
@@ -349,6 +356,7 @@ def linear(X, Y, lam=LAM, noise=0.0):
     draw = np.random.default_rng(0)
 
     def train(without):
+        assert {type(i) for i in without} <= {int}
         keep = np.setdiff1d(np.arange(len(X)), without)
         A = X[keep].T @ X[keep] + lam * np.eye(5)
         net = nn.Linear(5, Y.shape[1], bias=False).double()
@@ -726,3 +734,64 @@ def test_bad_input_of_the_full_hessian():
         full_influence(net, Squared(), far, pair[1], 1e-6, POINTS)
     with pytest.raises(TypeError, match="loss must be an object of lib.losses, .* not 'squared'"):
         full_influence(net, "squared", *pair, LAM_2, [0])
+
+
+def test_measures_of_trust_by_hand():
+    given = {"ihvp": np.array([[0.5, -2.0]]), "newton": np.array([[1.0, -4.0]])}
+    seen = Trust(
+        np.array([3]), np.array([0.5]), np.array([[1.0, -3.0]]), given, np.array([0.1, 0.3])
+    )
+    assert seen.error("ihvp") == 1.5 / 4 and seen.error("newton") == 1 / 4
+    assert seen.correlation("ihvp") == pytest.approx(1) == seen.correlation("newton")
+    assert seen.noise == pytest.approx(0.1)
+    assert "noise      0.100 of an influence" in str(seen)
+    assert "ihvp       correlation 1.000  relative error 0.375" in str(seen)
+
+
+def test_a_loader_is_read_as_it_collates():
+    X, Y, X_te, y_te = case(Squared(), 2, n=20)
+    net = linear(X, Y)([]).eval()
+    pairs = TensorDataset(torch.as_tensor(X / 2), torch.as_tensor(Y))
+
+    def twice(batch):
+        return tuple(
+            torch.stack(part) * s for part, s in zip(zip(*batch, strict=True), (2, 1), strict=True)
+        )
+
+    one = influence(net, Squared(), (X, Y), (X_te, y_te), LAM)
+    loader = DataLoader(pairs, batch_size=7, shuffle=True, collate_fn=twice)
+    two = influence(net, Squared(), loader, (X_te, y_te), LAM)
+    np.testing.assert_array_equal(one.newton, two.newton)
+
+
+def test_a_loader_that_draws_other_points_is_refused():
+    X, Y, X_te, y_te = case(Squared(), 2, n=20)
+    net, pairs = linear(X, Y)([]).eval(), TensorDataset(torch.as_tensor(X), torch.as_tensor(Y))
+    for sampler in (SubsetRandomSampler([0, 1]), WeightedRandomSampler([1.0] * 20, 20)):
+        loader = DataLoader(pairs, batch_size=7, sampler=sampler)
+        words = f"train has a {type(sampler).__name__}, which may leave points out or count them tw"
+        with pytest.raises(ValueError, match=words):
+            influence(net, Squared(), loader, (X_te, y_te), LAM)
+
+
+def test_bad_input_of_trust_and_of_the_full_hessian():
+    X, Y, X_te, y_te = case(Squared(), 2, n=20)
+    train = linear(X, Y)
+    net, data = train([]).eval(), ((X, Y), (X_te, y_te))
+    one = influence(net, Squared(), *data, LAM)
+    with pytest.raises(TypeError, match="estimate must be a lib.torch_influence.ModuleInf"):
+        trust(3, train)
+    with pytest.raises(TypeError, match="train must be a function of the points to leave out"):
+        trust(one, 3)
+    words = r"train\(\[\]\) returned a module with outputs .*, 3\), but the estimate has .*, 2\)"
+    with pytest.raises(ValueError, match=words):
+        trust(one, lambda without: nn.Linear(5, 3).double())
+    for how, error, message in (
+        ({"tol": 0}, ValueError, "tol must be a finite number > 0, not 0"),
+        ({"tol": 1}, ValueError, "tol = 1 asks for no step; choose one below 1, such as 1e-6"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, not 0; choose a larger one"),
+        ({"hold": "x"}, TypeError, "hold must be a real numeric array, not str"),
+        ({"hold": np.full((1, 10), np.nan)}, ValueError, "hold has 10 values that are not finite"),
+    ):
+        with pytest.raises(error, match=message):
+            full_influence(net, Squared(), *data, LAM, [0], **how)
