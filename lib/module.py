@@ -55,8 +55,8 @@ def empirical_ntk(
 
 
 def kernels(
-    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool, *, trace: bool,
-    memory: float, dtype: str = "float64",
+    f: Function, A: torch.Tensor, B: torch.Tensor, own: bool = True, *, trace: bool = False,
+    dtype: str = "float64", memory: float = 1e9,
 ) -> np.ndarray:  # fmt: skip
     """Return the rows of A in the kernel of `empirical_ntk`: with A itself, if `own`, then with B.
 

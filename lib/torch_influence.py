@@ -122,7 +122,7 @@ def influence(
     lam, loss, at = check.number("lam", lam, above=0), loss_of(loss), Function(model, parameters)
     one, two = Labelled(at, loss, "train", train), Labelled(at, loss, "test", test)
     _room(one.y.size, two.y.size)
-    K = kernels(at, one.X, two.X, own=True, trace=False, memory=memory)
+    K = kernels(at, one.X, two.X, memory=memory)
     v = at.theta if start is None else at.since(start)
     pull = [at.along(v, x) for x in (one.X, two.X)]
     found = ModuleInfluence(K, one.f, one.y, two.f, two.y, lam, loss, pull)
